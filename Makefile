@@ -1,0 +1,50 @@
+# The front door. Everything behind it is meson (meson.build) and pip (pyproject.toml);
+# .ci/setup makes the machine and .venv ready, and is quick when they are.
+#
+#   make demo    receive real traffic for a few seconds: AF_XDP as root, loopback UDP otherwise
+#   make test    C and Python tests; those of AF_XDP as root
+#   make bench   compare with spead2 and with memcpy (see tests/bench/)
+#   make lint    style, types and warnings
+#   make clean   remove what the others made
+
+SHELL := /bin/sh
+BUILD := build
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+
+# Under sudo, what is built belongs to the owner of the tree, so that a later run without works.
+OWNER := $(shell stat -c %u .)
+ifeq ($(shell id -u)-$(OWNER),0-$(SUDO_UID))
+AS_OWNER := $(if $(filter-out 0,$(OWNER)),sudo -E -H -u \#$(OWNER) env "PATH=$$PATH")
+endif
+ifneq ($(AS_OWNER),)
+export PYTHONDONTWRITEBYTECODE := 1
+PYTEST_CACHE := -p no:cacheprovider
+endif
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: setup demo test bench lint clean
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@$(PYTHON) -P -m xdpspead demo $(DEMO_ARGS)
+
+test:
+	@.ci/setup test
+	$(AS_OWNER) meson test -C $(BUILD) --no-rebuild --print-errorlogs
+	pytest $(PYTEST_CACHE) $(PYTEST_ARGS)
+
+bench:
+	@.ci/setup test
+	$(PYTHON) -P tests/bench/run.py $(BENCH_ARGS)
+
+lint:
+	@.ci/setup dev
+	@.ci/lint
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-* $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "copy.h"
+
+#ifdef __SSE2__
+
+#include <emmintrin.h>
+
+#define LINE 64
+
+/* One cache line; `to` is aligned to 16 bytes. */
+static void stream_line(uint8_t *to, const uint8_t *from)
+{
+	for (int i = 0; i < LINE; i += 16)
+		_mm_stream_si128((__m128i *)(void *)(to + i), _mm_loadu_si128((const __m128i *)(const void *)(from + i)));
+}
+
+void xps_copy_nontemporal(uint8_t *to, const uint8_t *from, size_t n)
+{
+	/* Partial lines at both ends go the ordinary way: half a line written past the cache is slow. */
+	size_t head = xps_min_u64((uint64_t)(-(uintptr_t)to & (LINE - 1)), n);
+
+	memcpy(to, from, head);
+	to += head;
+	from += head;
+	n -= head;
+	for (; n >= LINE; n -= LINE, to += LINE, from += LINE)
+		stream_line(to, from);
+	memcpy(to, from, n);
+}
+
+void xps_copy_fence(void)
+{
+	_mm_sfence();
+}
+
+#else
+
+void xps_copy_nontemporal(uint8_t *to, const uint8_t *from, size_t n)
+{
+	memcpy(to, from, n);
+}
+
+void xps_copy_fence(void)
+{
+}
+
+#endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * heap - one heap while it is put together: payload, which bytes of it are there, and item pointers.
+ *
+ * A heap grows by packets that have been decoded. It decides whether a packet fits, copies its payload once, and knows
+ * when nothing is missing. It knows neither other heaps nor time: when to give up is the window's business.
+ */
+#pragma once
+
+#include "packet.h"
+#include "view.h"
+#include "xdpspead.h"
+
+/* More items in one heap are refused: a packet cannot make the receiver search without end. */
+#define XPS_MAX_ITEMS (UINT32_C(1) << 16)
+/* More separate ranges in one heap are refused, for the same reason. */
+#define XPS_MAX_RANGES (UINT32_C(1) << 16)
+
+struct xps_heap_rules {
+	struct xps_allocator *allocator;
+	uint64_t max_heap_size;
+	int memcpy; /* enum xps_memcpy */
+	bool allow_out_of_order;
+	bool keep_payload_ranges;
+};
+
+/* An empty heap that the packet will be the first of. NULL: no memory. */
+struct xps_heap *xps_heap_new(const struct xps_packet *packet);
+
+/*
+ * Add a packet whose bytes are in `view`, all of them (header_size + payload_length bytes). Returns 0, or the enum
+ * xps_stat that counts why it was refused; then the payload is unchanged. XPS_HEAP_START and XPS_HEAP_STOP in
+ * heap->flags follow the items.
+ */
+int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules, const struct xps_packet *packet,
+		 const struct xps_view *view);
+
+/* Nothing is missing and nothing can come: the length was announced and every byte is there. */
+static inline bool xps_heap_complete(const struct xps_heap *heap)
+{
+	return heap->length >= 0 && heap->received == (uint64_t)heap->length && heap->received == heap->min_size;
+}
+
+/* Nothing that was referred to is missing; of an unsized heap more might have come. */
+static inline bool xps_heap_contiguous(const struct xps_heap *heap)
+{
+	return heap->received == heap->min_size;
+}
+
+/* Make the heap ready for its user: drop what an incomplete one cannot use, set XPS_HEAP_CONTIGUOUS. */
+void xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules);

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * How it works
+ *
+ * Three kinds of allocator share one table of two functions. Every block that is out holds a reference to its owner,
+ * so a pool lives until the last of its blocks has come home, whoever drops the pool first.
+ *
+ * Threads: anyone may allocate and free. The pool's free list has a lock; the rest is atomic counts.
+ */
+#include "memory.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "fail.h"
+#include "log.h"
+#include "pool.h"
+
+struct allocator_ops {
+	struct xps_block *(*take)(struct xps_allocator *allocator, uint64_t size);
+	void (*give)(struct xps_allocator *allocator, struct xps_block *block);
+	void (*destroy)(struct xps_allocator *allocator);
+};
+
+struct xps_allocator {
+	const struct allocator_ops *ops;
+	uint32_t references; /* atomic */
+};
+
+static struct xps_block *block_of(const uint8_t *payload)
+{
+	return (struct xps_block *)(uintptr_t)(payload - sizeof(struct xps_block));
+}
+
+static uint8_t *payload_of(struct xps_block *block)
+{
+	return (uint8_t *)(block + 1);
+}
+
+struct xps_allocator *xps_allocator_ref(struct xps_allocator *allocator)
+{
+	__atomic_add_fetch(&allocator->references, 1, __ATOMIC_RELAXED);
+	return allocator;
+}
+
+void xps_allocator_free(struct xps_allocator *allocator)
+{
+	/* acquire-release: whoever drops the last reference sees what all the others did before. */
+	if (allocator && __atomic_sub_fetch(&allocator->references, 1, __ATOMIC_ACQ_REL) == 0)
+		allocator->ops->destroy(allocator);
+}
+
+uint8_t *xps_payload_new(struct xps_allocator *allocator, uint64_t size)
+{
+	struct xps_block *block;
+
+	if (size > INT64_MAX - sizeof(*block))
+		return NULL;
+	block = allocator->ops->take(allocator, size);
+	if (!block)
+		return NULL;
+	block->owner = xps_allocator_ref(allocator);
+	__atomic_store_n(&block->references, 1, __ATOMIC_RELAXED);
+	return payload_of(block);
+}
+
+uint8_t *xps_payload_ref(uint8_t *payload)
+{
+	__atomic_add_fetch(&block_of(payload)->references, 1, __ATOMIC_RELAXED);
+	return payload;
+}
+
+void xps_payload_free(uint8_t *payload)
+{
+	struct xps_block *block;
+	struct xps_allocator *owner;
+
+	if (!payload)
+		return;
+	block = block_of(payload);
+	if (__atomic_sub_fetch(&block->references, 1, __ATOMIC_ACQ_REL) != 0)
+		return;
+	owner = block->owner;
+	owner->ops->give(owner, block);
+	xps_allocator_free(owner);
+}
+
+uint64_t xps_payload_capacity(const uint8_t *payload)
+{
+	return block_of(payload)->capacity;
+}
+
+/* ---------------------------------------------------------------- malloc */
+
+static struct xps_block *malloc_take(struct xps_allocator *allocator, uint64_t size)
+{
+	struct xps_block *block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + size, XPS_CACHE_LINE));
+
+	if (!block)
+		return NULL;
+	block->source = allocator;
+	block->capacity = size;
+	return block;
+}
+
+static void malloc_give(struct xps_allocator *allocator, struct xps_block *block)
+{
+	(void)allocator;
+	free(block);
+}
+
+static void plain_destroy(struct xps_allocator *allocator)
+{
+	free(allocator);
+}
+
+struct xps_allocator *xps_allocator_new(void)
+{
+	static const struct allocator_ops ops = {
+		.take = malloc_take, .give = malloc_give, .destroy = plain_destroy
+	};
+	struct xps_allocator *allocator = calloc(1, sizeof(*allocator));
+
+	if (allocator) {
+		allocator->ops = &ops;
+		allocator->references = 1;
+	}
+	return allocator;
+}
+
+/* ---------------------------------------------------------------- mmap */
+
+#define HUGE_PAGE (UINT64_C(2) << 20)
+#define SMALL_PAGE UINT64_C(4096)
+
+struct mmap_allocator {
+	struct xps_allocator base;
+	int flags;
+	bool prefer_huge;
+};
+
+static uint64_t mapped_size(uint64_t capacity, bool huge)
+{
+	return xps_round_up(sizeof(struct xps_block) + capacity, huge ? HUGE_PAGE : SMALL_PAGE);
+}
+
+static struct xps_block *map_block(struct xps_allocator *allocator, uint64_t size, int flags, bool huge)
+{
+	struct xps_block *block = mmap(NULL, mapped_size(size, huge), PROT_READ | PROT_WRITE,
+				       MAP_PRIVATE | MAP_ANONYMOUS | flags | (huge ? MAP_HUGETLB : 0), -1, 0);
+
+	if (block == MAP_FAILED)
+		return NULL;
+	block->source = allocator;
+	block->capacity = size;
+	block->huge = huge;
+	return block;
+}
+
+static struct xps_block *mmap_take(struct xps_allocator *allocator, uint64_t size)
+{
+	struct mmap_allocator *mapper = XPS_CONTAINER_OF(allocator, struct mmap_allocator, base);
+	struct xps_block *block = NULL;
+
+	if (mapper->prefer_huge)
+		block = map_block(allocator, size, mapper->flags, true);
+	if (!block)
+		block = map_block(allocator, size, mapper->flags, false);
+	return block;
+}
+
+static void mmap_give(struct xps_allocator *allocator, struct xps_block *block)
+{
+	(void)allocator;
+	munmap(block, mapped_size(block->capacity, block->huge));
+}
+
+static void mmap_destroy(struct xps_allocator *allocator)
+{
+	free(XPS_CONTAINER_OF(allocator, struct mmap_allocator, base));
+}
+
+struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
+{
+	static const struct allocator_ops ops = {
+		.take = mmap_take, .give = mmap_give, .destroy = mmap_destroy
+	};
+	struct mmap_allocator *mapper = calloc(1, sizeof(*mapper));
+
+	if (!mapper)
+		return NULL;
+	mapper->base = (struct xps_allocator){ .ops = &ops, .references = 1 };
+	mapper->flags = flags;
+	mapper->prefer_huge = prefer_huge;
+	return &mapper->base;
+}
+
+/* ---------------------------------------------------------------- pool */
+
+struct memory_pool {
+	struct xps_allocator base;
+	struct xps_allocator *source;
+	uint64_t lower, upper, max_free, initial, low_water;
+	struct xps_log *log;
+	struct xps_pool *threads; /* NULL: no refilling */
+	struct xps_loop *loop;
+	struct xps_task refill;
+
+	pthread_mutex_t lock; /* guards all below */
+	struct xps_block *free;
+	uint64_t n_free;
+	bool warn_on_empty;
+	bool refilling;
+};
+
+static struct memory_pool *pool_of(struct xps_allocator *allocator)
+{
+	return XPS_CONTAINER_OF(allocator, struct memory_pool, base);
+}
+
+static struct xps_block *make_block(struct memory_pool *pool)
+{
+	return pool->source->ops->take(pool->source, pool->upper);
+}
+
+static void drop_block(struct xps_block *block)
+{
+	block->source->ops->give(block->source, block);
+}
+
+/* Keep the block if there is room, else give its memory back. */
+static void shelve(struct memory_pool *pool, struct xps_block *block)
+{
+	pthread_mutex_lock(&pool->lock);
+	if (pool->n_free < pool->max_free) {
+		block->next = pool->free;
+		pool->free = block;
+		pool->n_free++;
+		block = NULL;
+	}
+	pthread_mutex_unlock(&pool->lock);
+	if (block)
+		drop_block(block);
+}
+
+static void refill(struct xps_task *task)
+{
+	struct memory_pool *pool = XPS_CONTAINER_OF(task, struct memory_pool, refill);
+	struct xps_block *block;
+	bool enough;
+
+	do {
+		block = make_block(pool);
+		if (block)
+			shelve(pool, block);
+		pthread_mutex_lock(&pool->lock);
+		enough = !block || pool->n_free >= xps_min_u64(pool->initial, pool->max_free);
+		if (enough)
+			pool->refilling = false;
+		pthread_mutex_unlock(&pool->lock);
+	} while (!enough);
+}
+
+static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t size)
+{
+	struct memory_pool *pool = pool_of(allocator);
+	struct xps_block *block;
+	bool warn, start_refill;
+
+	if (size < pool->lower || size > pool->upper)
+		return pool->source->ops->take(pool->source, size);
+
+	pthread_mutex_lock(&pool->lock);
+	block = pool->free;
+	if (block) {
+		pool->free = block->next;
+		pool->n_free--;
+	}
+	warn = !block && pool->warn_on_empty;
+	start_refill = pool->loop && !pool->refilling && pool->n_free < pool->low_water;
+	if (start_refill)
+		pool->refilling = true;
+	pthread_mutex_unlock(&pool->lock);
+
+	if (start_refill)
+		xps_loop_post(pool->loop, &pool->refill);
+	if (warn)
+		xps_log(pool->log, XPS_LOG_POOL_EMPTY, 1, (uint64_t)size, 0, 0);
+	return block ? block : make_block(pool);
+}
+
+static void pool_give(struct xps_allocator *allocator, struct xps_block *block)
+{
+	struct memory_pool *pool = pool_of(allocator);
+
+	if (block->capacity != pool->upper)
+		drop_block(block);
+	else
+		shelve(pool, block);
+}
+
+static void do_nothing(struct xps_task *task)
+{
+	(void)task;
+}
+
+static void pool_destroy(struct xps_allocator *allocator)
+{
+	struct memory_pool *pool = pool_of(allocator);
+	struct xps_task nothing = { .run = do_nothing };
+
+	if (pool->loop)
+		xps_loop_call(pool->loop, &nothing); /* a refill that was posted has now run */
+	while (pool->free) {
+		struct xps_block *block = pool->free;
+
+		pool->free = block->next;
+		drop_block(block);
+	}
+	xps_allocator_free(pool->source);
+	xps_log_free(pool->log);
+	xps_pool_free(pool->threads);
+	pthread_mutex_destroy(&pool->lock);
+	free(pool);
+}
+
+struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t lower, uint64_t upper, uint64_t max_free,
+					  uint64_t initial, uint64_t low_water, struct xps_allocator *base,
+					  struct xps_log *log, struct xps_fail *fail)
+{
+	static const struct allocator_ops ops = {
+		.take = pool_take, .give = pool_give, .destroy = pool_destroy
+	};
+	struct memory_pool *pool = calloc(1, sizeof(*pool));
+
+	if (!pool)
+		goto no_memory;
+	pool->base = (struct xps_allocator){ .ops = &ops, .references = 1 };
+	pool->source = xps_allocator_ref(base);
+	pool->lower = lower;
+	pool->upper = upper;
+	pool->max_free = max_free;
+	pool->initial = initial;
+	pool->low_water = low_water;
+	pool->log = xps_log_ref(log);
+	pool->warn_on_empty = true;
+	pool->refill.run = refill;
+	pthread_mutex_init(&pool->lock, NULL);
+	if (threads) {
+		xps_pool_ref(threads);
+		pool->threads = threads;
+		pool->loop = xps_pool_loop(threads);
+	}
+	for (uint64_t i = 0; i < xps_min_u64(initial, max_free); i++) {
+		struct xps_block *block = make_block(pool);
+
+		if (!block) {
+			xps_allocator_free(&pool->base);
+			goto no_memory;
+		}
+		shelve(pool, block);
+	}
+	return &pool->base;
+
+no_memory:
+	xps_fail_set(fail, ENOMEM, "memory pool", "no memory for %llu blocks of %llu bytes",
+		     (unsigned long long)initial, (unsigned long long)upper);
+	return NULL;
+}
+
+void xps_memory_pool_set_warn_on_empty(struct xps_allocator *allocator, bool warn)
+{
+	struct memory_pool *pool = pool_of(allocator);
+
+	pthread_mutex_lock(&pool->lock);
+	pool->warn_on_empty = warn;
+	pthread_mutex_unlock(&pool->lock);
+}
+
+bool xps_memory_pool_warn_on_empty(struct xps_allocator *allocator)
+{
+	struct memory_pool *pool = pool_of(allocator);
+	bool warn;
+
+	pthread_mutex_lock(&pool->lock);
+	warn = pool->warn_on_empty;
+	pthread_mutex_unlock(&pool->lock);
+	return warn;
+}
+
+uint64_t xps_memory_pool_n_free(struct xps_allocator *allocator)
+{
+	struct memory_pool *pool = pool_of(allocator);
+	uint64_t n;
+
+	pthread_mutex_lock(&pool->lock);
+	n = pool->n_free;
+	pthread_mutex_unlock(&pool->lock);
+	return n;
+}

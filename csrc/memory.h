@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * memory - where heap payloads live: blocks that know where they came from.
+ *
+ * A block has a small head in front of its payload, with a reference count and the allocator that takes it back, so a
+ * payload can be given back by whoever holds it last, in any thread, knowing nothing but its address. Not for the
+ * core's own small structures: those use malloc.
+ */
+#pragma once
+
+#include "bits.h"
+#include "xdpspead.h"
+
+struct xps_block {
+	struct xps_allocator *owner; /* takes the block back; the block holds a reference to it */
+	struct xps_allocator *source; /* made the memory */
+	struct xps_block *next;      /* in a free list */
+	uint64_t capacity;           /* bytes of payload */
+	uint32_t references;         /* atomic */
+	uint32_t huge;               /* lies on huge pages */
+} __attribute__((aligned(XPS_CACHE_LINE)));
+
+/* A payload of at least `size` bytes, aligned to a cache line, not cleared, with one reference. NULL: no memory. */
+uint8_t *xps_payload_new(struct xps_allocator *allocator, uint64_t size);
+uint8_t *xps_payload_ref(uint8_t *payload);
+uint64_t xps_payload_capacity(const uint8_t *payload);
+
+struct xps_allocator *xps_allocator_ref(struct xps_allocator *allocator);

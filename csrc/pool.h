@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pool - worker threads, each an event loop over epoll.
+ *
+ * A loop calls back watches whose descriptor is ready (level-triggered), watches that asked to be called again, and
+ * tasks posted from other threads. Everything that belongs to one stream runs on one loop, so the stream needs no lock.
+ * It knows nothing of streams or packets.
+ *
+ * Threads: functions marked [loop] are for the loop's own thread (that is, for callbacks); all others for any thread.
+ */
+#pragma once
+
+#include "xdpspead.h"
+
+struct xps_loop;
+
+struct xps_watch {
+	int fd;                                 /* -1: only ever called by xps_loop_again() */
+	void (*ready)(struct xps_watch *watch); /* called when fd is readable, or as asked */
+
+	/* the loop's */
+	bool added, muted, queued;
+	struct xps_watch *next;
+};
+
+struct xps_task {
+	void (*run)(struct xps_task *task);
+
+	/* the loop's */
+	bool queued;
+	struct xps_task *next;
+};
+
+void xps_pool_ref(struct xps_pool *pool);
+/* A loop for a new user, the pool's loops in turn. It lives as long as the pool. */
+struct xps_loop *xps_pool_loop(struct xps_pool *pool);
+
+/* [loop] Start and stop watching. After remove the watch is not called any more, even if it was due. */
+int xps_loop_add(struct xps_loop *loop, struct xps_watch *watch);
+void xps_loop_remove(struct xps_loop *loop, struct xps_watch *watch);
+/* [loop] Do not look at the descriptor for now, and look at it again. */
+void xps_loop_mute(struct xps_loop *loop, struct xps_watch *watch);
+void xps_loop_unmute(struct xps_loop *loop, struct xps_watch *watch);
+/* [loop] Call the watch once more after the others had their turn, whatever its descriptor says. */
+void xps_loop_again(struct xps_loop *loop, struct xps_watch *watch);
+
+/* Run the task on the loop soon. Posting a task that is already queued does nothing. */
+void xps_loop_post(struct xps_loop *loop, struct xps_task *task);
+/*
+ * Run the task on the loop and wait until it is done. Tasks posted before it have then been run. On the loop's own
+ * thread, or when the loop's thread has ended, it runs right here, alone.
+ */
+void xps_loop_call(struct xps_loop *loop, struct xps_task *task);

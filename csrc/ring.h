@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ring - the bounded queue of finished heaps between a stream's worker and its user.
+ *
+ * The worker never waits: it pushes what fits and is told later that there is room. Users wait for heaps in pop, or by
+ * polling a descriptor.
+ *
+ * Threads: push, park and close are for the worker; the rest is for anyone.
+ */
+#pragma once
+
+#include <pthread.h>
+
+#include "xdpspead.h"
+
+struct xps_ring {
+	pthread_mutex_t lock; /* guards all below */
+	struct xps_heap **slots;
+	uint32_t capacity, head, count;
+	uint32_t n_waiting; /* users in pop */
+	int fd;             /* eventfd; written at most once until somebody finds the ring empty */
+	bool signalled;     /* it has been written */
+	bool fd_wanted;     /* somebody polls it */
+	bool parked;        /* the worker waits for room */
+	bool stopped;
+};
+
+/* 0, -EINVAL, -ENOMEM or the errno of eventfd(2). */
+int xps_ring_init(struct xps_ring *ring, uint64_t capacity);
+/* Free the ring and the heaps in it. */
+void xps_ring_fini(struct xps_ring *ring);
+
+/*
+ * Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`.
+ * After stop all are refused. If not all fit, the ring remembers that the worker is parked.
+ */
+uint32_t xps_ring_push(struct xps_ring *ring, struct xps_heap *const *heaps, uint32_t n, uint32_t *room);
+/* No more heaps will come. Waiting users wake; what is in the ring can still be popped. */
+void xps_ring_stop(struct xps_ring *ring);
+bool xps_ring_stopped(struct xps_ring *ring);
+
+/* See xps_stream_pop(). `*unparked` is set if the worker was parked and now there is room: wake it. */
+int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, bool *unparked);
+int xps_ring_fd(struct xps_ring *ring);
+uint32_t xps_ring_size(struct xps_ring *ring);

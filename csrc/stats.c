@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stats.h"
+
+struct stat {
+	const char *name;
+	const char *reason;
+	bool maximum;
+};
+
+_Static_assert(XPS_N_CORE_STATS == XPS_STAT_EMPTY_DATAGRAM, "the first statistic of our own follows spead2's");
+
+static const struct stat table[XPS_N_STATS] = {
+	[XPS_STAT_HEAPS] = { "heaps", NULL, false },
+	[XPS_STAT_INCOMPLETE_HEAPS_EVICTED] = { "incomplete_heaps_evicted", NULL, false },
+	[XPS_STAT_INCOMPLETE_HEAPS_FLUSHED] = { "incomplete_heaps_flushed", NULL, false },
+	[XPS_STAT_PACKETS] = { "packets", NULL, false },
+	[XPS_STAT_BATCHES] = { "batches", NULL, false },
+	[XPS_STAT_MAX_BATCH] = { "max_batch", NULL, true },
+	[XPS_STAT_SINGLE_PACKET_HEAPS] = { "single_packet_heaps", NULL, false },
+	[XPS_STAT_SEARCH_DIST] = { "search_dist", NULL, false },
+	[XPS_STAT_WORKER_BLOCKED] = { "worker_blocked", NULL, false },
+	[XPS_STAT_EMPTY_DATAGRAM] = { "xdpspead.empty_datagram", "the datagram is empty", false },
+	[XPS_STAT_TRUNCATED_DATAGRAM] = { "xdpspead.truncated_datagram", "longer than max_size", false },
+	[XPS_STAT_BAD_MAGIC] = { "xdpspead.bad_magic", "not a SPEAD version 4 packet", false },
+	[XPS_STAT_BAD_FLAVOUR] = { "xdpspead.bad_flavour", "item id and heap address widths do not make 64 bits", false },
+	[XPS_STAT_TRUNCATED_HEADER] = { "xdpspead.truncated_header", "shorter than its header", false },
+	[XPS_STAT_MISSING_ITEM] = { "xdpspead.missing_item", "heap id, payload offset or payload length is missing",
+				    false },
+	[XPS_STAT_SHORT_PACKET] = { "xdpspead.short_packet", "payload length overflows the packet", false },
+	[XPS_STAT_LONG_PACKET] = { "xdpspead.long_packet", "bytes after the payload", false },
+	[XPS_STAT_OFFSET_OVERFLOW] = { "xdpspead.offset_overflow", "payload reaches beyond the end of the heap", false },
+	[XPS_STAT_GAP] = { "xdpspead.gap", "packets before it are missing", false },
+	[XPS_STAT_BEHIND] = { "xdpspead.behind", "duplicate or out of order", false },
+	[XPS_STAT_DUPLICATE] = { "xdpspead.duplicate", "duplicate", false },
+	[XPS_STAT_OVERLAP] = { "xdpspead.overlap", "partially overlaps others", false },
+	[XPS_STAT_LENGTH_MISMATCH] = { "xdpspead.length_mismatch", "heap length differs from the one known", false },
+	[XPS_STAT_FLAVOUR_MISMATCH] = { "xdpspead.flavour_mismatch", "flavour differs from the heap's", false },
+	[XPS_STAT_UNSIZED] = { "xdpspead.unsized", "no heap length, and allow_unsized_heaps is False", false },
+	[XPS_STAT_TOO_LARGE] = { "xdpspead.too_large", "heap is larger than max_heap_size", false },
+	[XPS_STAT_TOO_MANY_ITEMS] = { "xdpspead.too_many_items", "too many items in one heap", false },
+	[XPS_STAT_TOO_MANY_RANGES] = { "xdpspead.too_many_ranges", "too many separate ranges in one heap", false },
+	[XPS_STAT_NO_MEMORY] = { "xdpspead.no_memory", "no memory for the heap", false },
+	[XPS_STAT_AFTER_STOP] = { "xdpspead.after_stop", "after the end of the stream", false },
+	[XPS_STAT_HEAPS_DISCARDED] = { "xdpspead.heaps_discarded", NULL, false },
+	[XPS_STAT_HEAPS_DROPPED_STOP] = { "xdpspead.heaps_dropped_stop", NULL, false },
+	[XPS_STAT_UDP_KERNEL_DROPS] = { "xdpspead.udp_kernel_drops", NULL, false },
+	[XPS_STAT_XDP_MATCHED] = { "xdpspead.xdp_matched", NULL, false },
+	[XPS_STAT_XDP_REDIRECTED] = { "xdpspead.xdp_redirected", NULL, false },
+	[XPS_STAT_XDP_NO_SOCKET] = { "xdpspead.xdp_no_socket", NULL, false },
+	[XPS_STAT_XDP_BAD_LENGTH] = { "xdpspead.xdp_bad_length", NULL, false },
+	[XPS_STAT_XDP_FRAGMENTS] = { "xdpspead.xdp_fragments", NULL, false },
+	[XPS_STAT_XDP_BAD_FRAME] = { "xdpspead.xdp_bad_frame", "not a whole UDP datagram", false },
+	[XPS_STAT_XDP_UNREAD_DROPS] = { "xdpspead.xdp_unread_drops", "the stream was not read in time", false },
+	[XPS_STAT_XDP_RX_DROPPED] = { "xdpspead.xdp_rx_dropped", NULL, false },
+	[XPS_STAT_XDP_RX_INVALID] = { "xdpspead.xdp_rx_invalid", NULL, false },
+	[XPS_STAT_XDP_RX_RING_FULL] = { "xdpspead.xdp_rx_ring_full", NULL, false },
+	[XPS_STAT_XDP_FILL_RING_EMPTY] = { "xdpspead.xdp_fill_ring_empty", NULL, false },
+};
+
+const char *xps_stat_name(int stat)
+{
+	return stat >= 0 && stat < XPS_N_STATS ? table[stat].name : NULL;
+}
+
+const char *xps_stat_reason(int stat)
+{
+	return stat >= 0 && stat < XPS_N_STATS && table[stat].reason ? table[stat].reason : "unknown";
+}
+
+bool xps_stat_is_maximum(int stat)
+{
+	return stat >= 0 && stat < XPS_N_STATS && table[stat].maximum;
+}
+
+void xps_stats_move(uint64_t *to, uint64_t *from)
+{
+	for (int i = 0; i < XPS_N_STATS; i++) {
+		if (!table[i].maximum)
+			to[i] += from[i];
+		else if (from[i] > to[i])
+			to[i] = from[i];
+		from[i] = 0;
+	}
+}

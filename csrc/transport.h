@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * transport - what a source of packets has to know: a table of functions it provides, and the few calls by which it
+ * hands packets to its stream.
+ *
+ * How it works
+ *
+ * A reader is one source feeding one stream. xps_reader_attach() gives it to the stream, whose worker thread then calls
+ * ops->poll whenever one of the reader's watches is ready, or when it asked to be called again. In poll the reader
+ * takes what the source has, makes views of it, and pushes them:
+ *
+ *     xps_batch_begin(reader);
+ *     n = xps_batch_push(reader, views, n_views);    // as often as the batch needs
+ *     xps_batch_end(reader);
+ *
+ * xps_batch_push() may take fewer views than it was given, because the ring of finished heaps is full. The reader then
+ * keeps the rest (views and the bytes under them), does not end the batch, and returns XPS_POLL_BLOCKED; when the user
+ * has made room the stream calls poll again, and the reader goes on where it was. Nothing waits inside a worker, so
+ * that a stream nobody reads costs the others nothing.
+ *
+ * Threads: open and attach are called by the user's thread; poll and close by the stream's worker only (or, once the
+ * workers are gone, by the thread that stops the stream), so a reader needs no lock of its own. add_stats is called by
+ * any thread, but never at the same time as close.
+ */
+#pragma once
+
+#include "fail.h"
+#include "pool.h"
+#include "view.h"
+
+struct xps_reader;
+struct xps_stream;
+
+enum xps_poll {
+	XPS_POLL_WAIT,    /* drained: call again when a watch is ready */
+	XPS_POLL_AGAIN,   /* more to do: call again after the others had their turn */
+	XPS_POLL_BLOCKED, /* xps_batch_push() took less than it was given: call again when there is room */
+	XPS_POLL_END,     /* the source is at its end: flush and stop the stream */
+};
+
+struct xps_reader_ops {
+	const char *name; /* "udp" */
+	bool lossy;       /* packets are lost while the stream is blocked */
+	enum xps_poll (*poll)(struct xps_reader *reader);
+	/* Release everything, the reader included. Its watches have been removed from the loop. */
+	void (*close)(struct xps_reader *reader);
+	/* Add what only the source can tell to stats[XPS_N_STATS]. May be NULL. */
+	void (*add_stats)(struct xps_reader *reader, uint64_t *stats);
+	/*
+	 * Called instead of poll while the stream is blocked and a watch is ready: throw away what would starve others.
+	 * NULL: the watches are not looked at while the stream is blocked.
+	 */
+	void (*poll_blocked)(struct xps_reader *reader);
+};
+
+/* One descriptor that a reader waits for. The transport sets watch.fd, the stream all the rest. */
+struct xps_reader_watch {
+	struct xps_watch watch;
+	struct xps_reader *reader;
+};
+
+struct xps_reader {
+	const struct xps_reader_ops *ops;
+	struct xps_stream *stream;
+	struct xps_reader_watch *watches; /* may be none: poll is called at once, and after each block */
+	uint32_t n_watches;
+
+	/* the stream's */
+	struct xps_reader *next;
+	struct xps_watch again; /* no descriptor: how the reader gets called without one */
+	bool blocked;           /* poll returned XPS_POLL_BLOCKED */
+	uint64_t batch_packets; /* decoded packets in the open batch */
+};
+
+/* Give an opened reader to the stream. On error the caller still owns it. 0, or -EPIPE if the stream has stopped. */
+int xps_reader_attach(struct xps_stream *stream, struct xps_reader *reader);
+
+/* From poll only. */
+void xps_batch_begin(struct xps_reader *reader);
+/* Takes the first so many of `n` views; those after a stop item count as taken. */
+uint32_t xps_batch_push(struct xps_reader *reader, const struct xps_view *views, uint32_t n);
+void xps_batch_end(struct xps_reader *reader);
+/* True once a stop item has come: nothing more is wanted, return XPS_POLL_END. */
+bool xps_stream_ended(const struct xps_stream *stream);
+/* Count something that the reader itself saw happen to `n` packets; `stat` of enum xps_stat. */
+void xps_stream_count(struct xps_stream *stream, int stat, uint64_t n);
+/* Likewise, for a failure that belongs into the log. */
+void xps_stream_log_error(struct xps_stream *stream, int err);

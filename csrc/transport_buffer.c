@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Reads back-to-back packets from memory. The whole buffer is one batch. The first packet that cannot be decoded ends
+ * the stream, because where the next one begins is not known.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "packet.h"
+#include "transport.h"
+
+#define VIEWS_PER_PUSH 64
+/* Packets between two turns of the other readers on the loop. */
+#define VIEWS_PER_POLL 1024
+
+struct buffer_reader {
+	struct xps_reader base;
+	const uint8_t *next, *end;
+	struct xps_view views[VIEWS_PER_PUSH];
+	uint32_t n_views, taken; /* views made, and those of them that the stream has taken */
+	bool begun;
+	int bad_stat;            /* why the packet at `next` cannot be decoded, 0: it can */
+};
+
+/* The bytes of the packet at `data`, or 0 if it cannot be decoded or is not all there. */
+static uint32_t packet_length(struct buffer_reader *buffer, const uint8_t *data, size_t left)
+{
+	struct xps_packet packet;
+	uint64_t length;
+
+	buffer->bad_stat = xps_packet_decode(&packet, data, left);
+	if (buffer->bad_stat)
+		return 0;
+	length = packet.header_size + packet.payload_length;
+	if (length > left || length > UINT32_MAX) {
+		buffer->bad_stat = XPS_STAT_SHORT_PACKET;
+		return 0;
+	}
+	return (uint32_t)length;
+}
+
+static void make_views(struct buffer_reader *buffer)
+{
+	buffer->n_views = buffer->taken = 0;
+	while (buffer->n_views < VIEWS_PER_PUSH && buffer->next < buffer->end) {
+		uint32_t length = packet_length(buffer, buffer->next, (size_t)(buffer->end - buffer->next));
+
+		if (!length)
+			break;
+		buffer->views[buffer->n_views++] = (struct xps_view){ .data = buffer->next, .length = length };
+		buffer->next += length;
+	}
+}
+
+static enum xps_poll finish(struct buffer_reader *buffer)
+{
+	if (buffer->bad_stat && !xps_stream_ended(buffer->base.stream))
+		xps_stream_count(buffer->base.stream, buffer->bad_stat, 1);
+	if (buffer->base.batch_packets)
+		xps_batch_end(&buffer->base);
+	return XPS_POLL_END;
+}
+
+static enum xps_poll buffer_poll(struct xps_reader *reader)
+{
+	struct buffer_reader *buffer = XPS_CONTAINER_OF(reader, struct buffer_reader, base);
+
+	if (!buffer->begun) {
+		buffer->begun = true;
+		xps_batch_begin(reader);
+	}
+	for (int i = 0; i < VIEWS_PER_POLL / VIEWS_PER_PUSH; i++) {
+		if (buffer->taken == buffer->n_views)
+			make_views(buffer);
+		if (buffer->n_views == 0)
+			return finish(buffer);
+		buffer->taken += xps_batch_push(reader, buffer->views + buffer->taken, buffer->n_views - buffer->taken);
+		if (xps_stream_ended(reader->stream))
+			return finish(buffer);
+		if (buffer->taken < buffer->n_views)
+			return XPS_POLL_BLOCKED;
+	}
+	return XPS_POLL_AGAIN;
+}
+
+static void buffer_close(struct xps_reader *reader)
+{
+	free(XPS_CONTAINER_OF(reader, struct buffer_reader, base));
+}
+
+int xps_add_buffer_reader(struct xps_stream *stream, const uint8_t *data, uint64_t length)
+{
+	static const struct xps_reader_ops ops = { .name = "buffer", .poll = buffer_poll, .close = buffer_close };
+	struct buffer_reader *buffer = calloc(1, sizeof(*buffer));
+	int err;
+
+	if (!buffer)
+		return -ENOMEM;
+	buffer->base.ops = &ops;
+	buffer->next = data;
+	buffer->end = data + length;
+	err = xps_reader_attach(stream, &buffer->base);
+	if (err)
+		free(buffer);
+	return err == -EPIPE ? 0 : err;
+}

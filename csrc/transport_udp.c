@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Reads datagrams from a bound UDP socket, up to 64 messages a system call. With UDP_GRO the kernel may hand over
+ * several datagrams of one sender glued together as one message; they are taken apart here.
+ *
+ * How it works
+ *
+ * A poll reads one batch of messages into fixed buffers and pushes them a few views at a time. `message` and `offset`
+ * say where in the batch the reader is, so that it can go on there after a block.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "bits.h"
+#include "transport.h"
+
+#ifndef SOL_UDP
+#define SOL_UDP 17
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+#define MESSAGES 64
+#define MAX_DATAGRAM 65536
+/* More than 64 KiB apart by an odd number of cache lines: at a power of two all messages would share a cache set. */
+#define SPACING (MAX_DATAGRAM + 4096 + 3 * XPS_CACHE_LINE)
+/* Batches between two turns of the other readers on the loop. */
+#define BATCHES_PER_POLL 4
+
+struct udp_reader {
+	struct xps_reader base;
+	struct xps_reader_watch watch;
+	uint64_t max_size;
+	uint32_t kernel_drops; /* as the kernel last told, counted since the socket was made */
+	bool knows_drops;
+
+	bool in_batch;
+	uint32_t n_messages, message; /* in the batch, and where we are */
+	uint32_t offset;              /* in the message */
+	struct mmsghdr headers[MESSAGES];
+	struct iovec iovecs[MESSAGES];
+	union {
+		/* Room for UDP_GRO (int) and SO_RXQ_OVFL (uint32_t). */
+		char bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t))];
+		struct cmsghdr align;
+	} control[MESSAGES];
+	uint8_t *buffer;
+	uint32_t message_size; /* room for one message */
+};
+
+/* What the kernel says beside a message. */
+struct extras {
+	uint32_t segment; /* bytes of each datagram but the last, 0: it is one datagram */
+	uint32_t drops;
+	bool has_drops;
+};
+
+static struct extras read_extras(struct msghdr *message)
+{
+	struct extras extras = { 0 };
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+		if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO) {
+			int segment;
+
+			memcpy(&segment, CMSG_DATA(c), sizeof(segment));
+			extras.segment = segment > 0 ? (uint32_t)segment : 0;
+		} else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
+			memcpy(&extras.drops, CMSG_DATA(c), sizeof(extras.drops));
+			extras.has_drops = true;
+		}
+	}
+	return extras;
+}
+
+/* The kernel tells a running total (mod 2^32), from before this reader too if the socket is older. */
+static void note_drops(struct udp_reader *udp, const struct extras *extras)
+{
+	if (!extras->has_drops)
+		return;
+	if (udp->knows_drops || extras->drops)
+		xps_stream_count(udp->base.stream, XPS_STAT_UDP_KERNEL_DROPS, extras->drops - udp->kernel_drops);
+	udp->kernel_drops = extras->drops;
+	udp->knows_drops = true;
+}
+
+/* Returns the messages received, 0 if there are none now or the socket has an error. */
+static uint32_t receive(struct udp_reader *udp)
+{
+	int n;
+
+	for (uint32_t i = 0; i < MESSAGES; i++) {
+		udp->headers[i].msg_hdr.msg_controllen = sizeof(udp->control[i].bytes);
+		udp->headers[i].msg_hdr.msg_flags = 0;
+	}
+	do
+		n = recvmmsg(udp->watch.watch.fd, udp->headers, MESSAGES, MSG_DONTWAIT, NULL);
+	while (n < 0 && errno == EINTR);
+	/* Anything else is an error that the network reported for a socket that others use too: it has passed. */
+	if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
+		xps_stream_log_error(udp->base.stream, errno);
+	return n > 0 ? (uint32_t)n : 0;
+}
+
+/* The next datagram of the batch as a view. False: those that can be used are all out. */
+static bool next_view(struct udp_reader *udp, struct xps_view *view)
+{
+	while (udp->message < udp->n_messages) {
+		struct mmsghdr *header = &udp->headers[udp->message];
+		const uint8_t *data = udp->iovecs[udp->message].iov_base;
+		struct extras extras = read_extras(&header->msg_hdr);
+		uint32_t left = header->msg_len - udp->offset;
+		uint32_t length = extras.segment && extras.segment < left ? extras.segment : left;
+		bool truncated = header->msg_hdr.msg_flags & MSG_TRUNC && length == left;
+
+		if (udp->offset == 0)
+			note_drops(udp, &extras);
+		*view = (struct xps_view){ .data = data + udp->offset, .length = length };
+		udp->offset += length;
+		if (udp->offset == header->msg_len) {
+			udp->message++;
+			udp->offset = 0;
+		}
+		if (!truncated && length <= udp->max_size)
+			return true;
+		xps_stream_count(udp->base.stream, XPS_STAT_TRUNCATED_DATAGRAM, 1);
+	}
+	return false;
+}
+
+struct position {
+	uint32_t message, offset;
+};
+
+static struct position position(const struct udp_reader *udp)
+{
+	return (struct position){ udp->message, udp->offset };
+}
+
+/* Push what is left of the batch. Returns false if the stream did not take all. */
+static bool push_batch(struct udp_reader *udp)
+{
+	struct xps_view views[MESSAGES];
+	struct position before[MESSAGES + 1];
+	uint32_t n, taken;
+
+	do {
+		for (n = 0; n < MESSAGES; n++) {
+			before[n] = position(udp);
+			if (!next_view(udp, &views[n]))
+				break;
+		}
+		taken = n ? xps_batch_push(&udp->base, views, n) : 0;
+		if (taken < n) {
+			udp->message = before[taken].message;
+			udp->offset = before[taken].offset;
+			return false;
+		}
+	} while (n == MESSAGES);
+	return true;
+}
+
+static enum xps_poll udp_poll(struct xps_reader *reader)
+{
+	struct udp_reader *udp = XPS_CONTAINER_OF(reader, struct udp_reader, base);
+
+	for (int i = 0; i < BATCHES_PER_POLL; i++) {
+		if (!udp->in_batch) {
+			udp->n_messages = receive(udp);
+			if (!udp->n_messages)
+				return XPS_POLL_WAIT;
+			udp->message = udp->offset = 0;
+			udp->in_batch = true;
+			xps_batch_begin(reader);
+		}
+		if (!push_batch(udp))
+			return XPS_POLL_BLOCKED;
+		udp->in_batch = false;
+		xps_batch_end(reader);
+		if (xps_stream_ended(reader->stream))
+			return XPS_POLL_END;
+		if (udp->n_messages < MESSAGES)
+			return XPS_POLL_WAIT;
+	}
+	return XPS_POLL_AGAIN;
+}
+
+static void free_reader(struct udp_reader *udp)
+{
+	if (udp->watch.watch.fd >= 0)
+		close(udp->watch.watch.fd);
+	if (udp->buffer)
+		munmap(udp->buffer, (size_t)MESSAGES * SPACING);
+	free(udp);
+}
+
+static void udp_close(struct xps_reader *reader)
+{
+	free_reader(XPS_CONTAINER_OF(reader, struct udp_reader, base));
+}
+
+/* Pages of the buffer are touched only as far as messages reach, so small packets cost little memory. */
+static int make_buffers(struct udp_reader *udp, struct xps_fail *fail)
+{
+	udp->buffer = mmap(NULL, (size_t)MESSAGES * SPACING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (udp->buffer == MAP_FAILED) {
+		udp->buffer = NULL;
+		return xps_fail_set(fail, ENOMEM, "allocate buffers", "no memory for %u datagrams", MESSAGES);
+	}
+	for (uint32_t i = 0; i < MESSAGES; i++) {
+		udp->iovecs[i] = (struct iovec){ udp->buffer + (size_t)i * SPACING, udp->message_size };
+		udp->headers[i].msg_hdr = (struct msghdr){
+			.msg_iov = &udp->iovecs[i],
+			.msg_iovlen = 1,
+			.msg_control = udp->control[i].bytes,
+		};
+	}
+	return 0;
+}
+
+static int set_up_socket(struct udp_reader *udp, int fd, struct xps_fail *fail)
+{
+	const int on = 1;
+	int type = 0;
+	socklen_t length = sizeof(type);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || type != SOCK_DGRAM)
+		return xps_fail_set(fail, EINVAL, "take socket", "not a datagram socket");
+	udp->watch.watch.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (udp->watch.watch.fd < 0)
+		return xps_fail_set(fail, errno, "duplicate socket", "%s", strerror(errno));
+	/* Both are improvements that old kernels lack. Without GRO a message is a datagram and may be cut at max_size. */
+	setsockopt(fd, SOL_SOCKET, SO_RXQ_OVFL, &on, sizeof(on));
+	if (setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof(on)) == 0)
+		udp->message_size = MAX_DATAGRAM;
+	else
+		udp->message_size = (uint32_t)xps_min_u64(udp->max_size + 1, MAX_DATAGRAM);
+	return 0;
+}
+
+int xps_add_udp_reader(struct xps_stream *stream, int fd, uint64_t max_size, struct xps_fail *fail)
+{
+	static const struct xps_reader_ops ops = { .name = "udp", .lossy = true, .poll = udp_poll, .close = udp_close };
+	struct udp_reader *udp = calloc(1, sizeof(*udp));
+	int err;
+
+	if (!udp)
+		return xps_fail_set(fail, ENOMEM, "allocate reader", "no memory");
+	udp->base.ops = &ops;
+	udp->base.watches = &udp->watch;
+	udp->base.n_watches = 1;
+	udp->watch.watch.fd = -1;
+	udp->max_size = max_size;
+	err = set_up_socket(udp, fd, fail);
+	if (!err)
+		err = make_buffers(udp, fail);
+	if (!err)
+		err = xps_reader_attach(stream, &udp->base);
+	if (!err)
+		return 0;
+	free_reader(udp);
+	if (err == -EPIPE)
+		return 0;
+	return fail->err ? err : xps_fail_set(fail, -err, "watch socket", "%s", strerror(-err));
+}

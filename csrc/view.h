@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * view - one packet as a transport shows it to the stream: bytes that stay where they are until the batch is done.
+ *
+ * `data` points at the first byte of the SPEAD header. A packet that lies in several frames (jumbo packets on AF_XDP)
+ * has `n_more` further pieces, in order; their `n_more` is 0. The bytes belong to the transport.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct xps_view {
+	const uint8_t *data;
+	uint32_t length; /* bytes in this piece */
+	uint32_t n_more; /* further pieces, 0 for almost every packet */
+	const struct xps_view *more;
+};

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * xdp_port - an interface on which this process steers packets: the attached program, and who owns what in its maps.
+ *
+ * A reader takes a *slot*, puts its sockets into it (one per queue), then its endpoints, and gives all back in the
+ * opposite order. Endpoints belong to one reader at a time. The port also keeps the table of the queues that are in use
+ * (xdp_queue.h), under the same lock.
+ *
+ * Threads: all functions lock for themselves, except where they say that the caller does.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "steer.h"
+#include "xdp_program.h"
+
+struct xps_xdp_queue;
+
+struct xps_xdp_claim; /* endpoints by owner, in xdp_port.c */
+
+struct xps_xdp_port {
+	struct xps_xdp_port_config config;
+	struct xps_xdp_program program;
+	char name[16]; /* of the interface, when the port was made */
+
+	atomic_uint refs;
+	pthread_mutex_t lock;          /* for everything below */
+	struct xps_xdp_queue **queues; /* config.n_queues, NULL if not in use */
+	struct xps_xdp_claim *claims;
+	bool slots[XPS_STEER_SLOTS];
+};
+
+void xps_xdp_port_ref(struct xps_xdp_port *port);
+
+/* A free slot, its counters at zero; or a negative errno. */
+int xps_xdp_port_take_slot(struct xps_xdp_port *port, struct xps_fail *fail);
+/* Takes the slot's endpoints and sockets out of the maps: from here on its packets pass to the kernel. */
+void xps_xdp_port_clear_slot(struct xps_xdp_port *port, int slot);
+/* Clears it, and lets others have it. */
+void xps_xdp_port_give_slot(struct xps_xdp_port *port, int slot);
+
+/* Packets of (slot, queue) go to the socket. */
+int xps_xdp_port_set_socket(struct xps_xdp_port *port, int slot, uint32_t queue, int fd, struct xps_fail *fail);
+/* Steer the endpoints to the slot, all or none. */
+int xps_xdp_port_add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints,
+			       uint32_t n, struct xps_fail *fail);
+
+/* The slot's counters, summed over CPUs and queues. */
+struct xps_steer_counters xps_xdp_port_counters(struct xps_xdp_port *port, int slot);
+/* Those of one queue. */
+struct xps_steer_counters xps_xdp_port_queue_counters(struct xps_xdp_port *port, int slot, uint32_t queue);

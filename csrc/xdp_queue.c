@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "xdp_queue.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "bits.h"
+
+enum {
+	KERNEL_HEADROOM = 256, /* XDP_PACKET_HEADROOM: the kernel keeps it free at the start of each frame */
+	LINK_OVERHEAD = 22,    /* Ethernet header and two VLAN tags */
+	SMALL_FRAME = 2048,
+	LARGE_FRAME = 4096,                                      /* a page, the largest there is */
+	MAX_MTU = LARGE_FRAME - KERNEL_HEADROOM - LINK_OVERHEAD, /* of packets that fit one frame */
+	MIN_FRAMES = 64,
+	MAX_FRAMES = 1 << 24,
+	BIND_TRIES = 25,
+	BIND_PAUSE_NS = 20 * 1000 * 1000,
+};
+
+static bool kernel_at_least(unsigned major, unsigned minor)
+{
+	struct utsname name;
+	unsigned a = 0, b = 0;
+
+	if (uname(&name) || sscanf(name.release, "%u.%u", &a, &b) != 2)
+		return false;
+	return a > major || (a == major && b >= minor);
+}
+
+/* ---------------------------------------------------------------- sockets and rings */
+
+int xps_xdp_fd_open(struct xps_fail *fail)
+{
+	static const char step[] = "create socket";
+	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+
+	if (fd >= 0)
+		return fd;
+	switch (errno) {
+	case EPERM:
+		return xps_fail_set(fail, EPERM, step, "An AF_XDP socket needs CAP_NET_RAW: run as root, or grant it.");
+	case EAFNOSUPPORT:
+		return xps_fail_set(fail, EAFNOSUPPORT, step,
+				    "This kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS); use a kernel that has.");
+	case EMFILE:
+		return xps_fail_set(fail, EMFILE, step, "Too many open files: raise RLIMIT_NOFILE (ulimit -n).");
+	default:
+		return xps_fail_set(fail, errno, step, "Cannot create an AF_XDP socket: %s.", strerror(errno));
+	}
+}
+
+int xps_xdp_ring_make(int fd, int option, const char *name, uint32_t n_entries, struct xps_fail *fail)
+{
+	if (!setsockopt(fd, SOL_XDP, option, &n_entries, sizeof(n_entries)))
+		return 0;
+	return xps_fail_set(fail, errno, "create ring", "Cannot make the %s ring of %u entries: %s.%s", name, n_entries,
+			    strerror(errno), errno == ENOMEM ? " Use a smaller buffer_size." : "");
+}
+
+int xps_xdp_ring_map(struct xps_xdp_ring *ring, int fd, const struct xdp_ring_offset *offsets, uint32_t n_entries,
+		     size_t entry_size, uint64_t page_offset)
+{
+	const size_t size = (size_t)offsets->desc + n_entries * entry_size;
+	uint8_t *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)page_offset);
+
+	if (map == MAP_FAILED)
+		return -errno;
+	/* A mapped ring keeps its socket alive: not in a forked child, which would swallow packets for ever. */
+	madvise(map, size, MADV_DONTFORK);
+	*ring = (struct xps_xdp_ring){
+		.producer = (uint32_t *)(void *)(map + offsets->producer),
+		.consumer = (uint32_t *)(void *)(map + offsets->consumer),
+		.flags = (uint32_t *)(void *)(map + offsets->flags),
+		.entries = map + offsets->desc,
+		.mask = n_entries - 1,
+		.map = map,
+		.map_size = size,
+	};
+	return 0;
+}
+
+void xps_xdp_ring_unmap(struct xps_xdp_ring *ring)
+{
+	if (ring->map)
+		munmap(ring->map, ring->map_size);
+	ring->map = NULL;
+}
+
+/* ---------------------------------------------------------------- memory */
+
+/* What a frame must hold to hold any packet of the interface. */
+static uint64_t packet_room(const struct xps_xdp_port *port)
+{
+	return (uint64_t)port->config.mtu + LINK_OVERHEAD + KERNEL_HEADROOM;
+}
+
+static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, struct xps_fail *fail)
+{
+	static const char step[] = "choose frames";
+	const struct xps_xdp_port *port = queue->port;
+	uint64_t n;
+
+	/* Zero-copy drivers want the page: some cut packets short in smaller frames. */
+	queue->frame_size = !queue->zero_copy && packet_room(port) <= SMALL_FRAME ? SMALL_FRAME : LARGE_FRAME;
+	queue->multi_buffer = packet_room(port) > LARGE_FRAME;
+	if (queue->multi_buffer && !port->program.frags)
+		return xps_fail_set(
+			fail, EMSGSIZE, step,
+			"%s has MTU %d, and packets that do not fit one frame (multi-buffer) are not to be had "
+			"here: they need Linux 6.6 and libbpf 0.6. Set the MTU to %d or less.",
+			port->name, port->config.mtu, MAX_MTU);
+	if (buffer_size > (uint64_t)MAX_FRAMES * queue->frame_size)
+		return xps_fail_set(fail, EINVAL, step, "buffer_size is %llu; it can be at most %llu per queue.",
+				    (unsigned long long)buffer_size,
+				    (unsigned long long)MAX_FRAMES * queue->frame_size);
+	n = (buffer_size + queue->frame_size - 1) / queue->frame_size;
+	queue->n_frames = (uint32_t)xps_max_u64(n, MIN_FRAMES);
+	queue->ring_size = MIN_FRAMES;
+	while (queue->ring_size < queue->n_frames)
+		queue->ring_size *= 2;
+	return 0;
+}
+
+static size_t frames_bytes(const struct xps_xdp_queue *queue)
+{
+	return (size_t)queue->n_frames * queue->frame_size;
+}
+
+static int map_frames(struct xps_xdp_queue *queue, struct xps_fail *fail)
+{
+	const size_t size = frames_bytes(queue);
+	void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (map == MAP_FAILED)
+		return xps_fail_set(fail, ENOMEM, "allocate frames",
+				    "Cannot allocate %zu bytes for queue %u of %s. Use a "
+				    "smaller buffer_size.",
+				    size, queue->index, queue->port->name);
+	/* Fewer TLB misses; and a forked child must not share pages that the kernel writes to. */
+	madvise(map, size, MADV_HUGEPAGE);
+	madvise(map, size, MADV_DONTFORK);
+	queue->frames = map;
+	return 0;
+}
+
+static int register_frames(struct xps_xdp_queue *queue, struct xps_fail *fail)
+{
+	static const char step[] = "register UMEM";
+	const struct xdp_umem_reg reg = {
+		.addr = (uintptr_t)queue->frames,
+		.len = frames_bytes(queue),
+		.chunk_size = queue->frame_size,
+	};
+	struct rlimit limit = { 0 };
+
+	if (!setsockopt(queue->fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)))
+		return 0;
+	if (errno != ENOBUFS)
+		return xps_fail_set(fail, errno, step, "The kernel does not take %llu bytes of packet memory: %s.%s",
+				    (unsigned long long)reg.len, strerror(errno),
+				    errno == ENOMEM ? " Use a smaller buffer_size." : "");
+	getrlimit(RLIMIT_MEMLOCK, &limit);
+	return xps_fail_set(
+		fail, ENOBUFS, step,
+		"Locking %llu bytes of packet memory for queue %u of %s goes beyond RLIMIT_MEMLOCK (%llu bytes "
+		"for all of this user's queues). Raise it (ulimit -l), grant CAP_IPC_LOCK, or use a smaller "
+		"buffer_size.",
+		(unsigned long long)reg.len, queue->index, queue->port->name, (unsigned long long)limit.rlim_cur);
+}
+
+static void fill_all(struct xps_xdp_queue *queue)
+{
+	for (uint32_t i = 0; i < queue->n_frames; i++)
+		xps_xdp_fill_put(&queue->fill, (uint64_t)i * queue->frame_size);
+	xps_xdp_fill_submit(&queue->fill);
+}
+
+/* ---------------------------------------------------------------- base socket */
+
+/* Everything up to bind. The FILL ring is full before, because some drivers never look again at one that was empty. */
+static int make_socket(struct xps_xdp_queue *queue, struct xps_fail *fail)
+{
+	struct xdp_mmap_offsets offsets;
+	socklen_t length = sizeof(offsets);
+	int err;
+
+	queue->fd = xps_xdp_fd_open(fail);
+	if (queue->fd < 0)
+		return queue->fd;
+	err = register_frames(queue, fail);
+	if (!err)
+		err = xps_xdp_ring_make(queue->fd, XDP_UMEM_FILL_RING, "fill", queue->ring_size, fail);
+	/* Never used, but the kernel wants them. */
+	if (!err)
+		err = xps_xdp_ring_make(queue->fd, XDP_UMEM_COMPLETION_RING, "completion", 2, fail);
+	if (!err)
+		err = xps_xdp_ring_make(queue->fd, XDP_RX_RING, "RX", 2, fail);
+	if (err)
+		return err;
+	if (getsockopt(queue->fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &length))
+		err = -errno;
+	if (!err)
+		err = xps_xdp_ring_map(&queue->fill, queue->fd, &offsets.fr, queue->ring_size, sizeof(uint64_t),
+				       XDP_UMEM_PGOFF_FILL_RING);
+	if (err)
+		return xps_fail_set(fail, -err, "map ring", "Cannot map the fill ring: %s.", strerror(-err));
+	fill_all(queue);
+	return 0;
+}
+
+static int bind_once(const struct xps_xdp_queue *queue, uint16_t flags)
+{
+	const struct sockaddr_xdp address = {
+		.sxdp_family = AF_XDP,
+		.sxdp_flags = flags,
+		.sxdp_ifindex = (uint32_t)queue->port->config.ifindex,
+		.sxdp_queue_id = queue->index,
+	};
+
+	return bind(queue->fd, (const struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
+}
+
+/* The kernel lets go of a queue some time after its last socket was closed. */
+static int bind_patiently(const struct xps_xdp_queue *queue, uint16_t flags)
+{
+	const struct timespec pause = { .tv_nsec = BIND_PAUSE_NS };
+	int err = bind_once(queue, flags);
+
+	for (int i = 1; i < BIND_TRIES && err == -EBUSY; i++) {
+		nanosleep(&pause, NULL);
+		err = bind_once(queue, flags);
+	}
+	return err;
+}
+
+static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail *fail)
+{
+	static const char step[] = "bind";
+	const char *name = queue->port->name;
+
+	switch (err) {
+	case EBUSY:
+		return xps_fail_set(
+			fail, err, step,
+			"Queue %u of %s is bound by another process's AF_XDP socket. Stop that process, or choose "
+			"other queues.",
+			queue->index, name);
+	case ENODEV:
+		return xps_fail_set(fail, err, step, "The interface %s is gone.", name);
+	case ENETDOWN:
+		return xps_fail_set(fail, err, step, "The interface %s is down: 'ip link set dev %s up'.", name, name);
+	case EPERM:
+		return xps_fail_set(fail, err, step,
+				    "Binding to %s is not permitted: grant CAP_NET_RAW and CAP_NET_ADMIN.", name);
+	}
+	if (queue->zero_copy)
+		return xps_fail_set(
+			fail, err, step,
+			"%s does not do zero-copy on queue %u (%s)%s. Leave zero_copy at None, or say False.", name,
+			queue->index, strerror(err),
+			queue->multi_buffer ? ", perhaps because its MTU does not fit one frame" : "");
+	if (err == EINVAL && queue->multi_buffer && !kernel_at_least(6, 6))
+		return xps_fail_set(
+			fail, EMSGSIZE, step,
+			"%s has MTU %d, but this kernel does not receive packets in several frames (that needs "
+			"Linux 6.6). Set the MTU to %d or less.",
+			name, queue->port->config.mtu, MAX_MTU);
+	return xps_fail_set(fail, err, step, "Cannot bind to queue %u of %s: %s.%s", queue->index, name, strerror(err),
+			    err == EINVAL ? " Is there such a queue?" : "");
+}
+
+static int bind_queue(struct xps_xdp_queue *queue, struct xps_fail *fail)
+{
+	const int flags = XDP_USE_NEED_WAKEUP | (queue->multi_buffer ? XDP_USE_SG : 0) |
+			  (queue->zero_copy ? XDP_ZEROCOPY : XDP_COPY);
+	int err = bind_patiently(queue, (uint16_t)flags);
+
+	return err ? bind_fail(-err, queue, fail) : 0;
+}
+
+/* ---------------------------------------------------------------- opening and closing */
+
+/* The order matters: a mapped ring keeps a closed socket alive, and the kernel writes to frames until that is gone. */
+static void close_queue(struct xps_xdp_queue *queue)
+{
+	xps_xdp_ring_unmap(&queue->fill);
+	if (queue->fd >= 0)
+		close(queue->fd);
+	if (queue->frames)
+		munmap(queue->frames, frames_bytes(queue));
+	pthread_mutex_destroy(&queue->lock);
+	free(queue);
+}
+
+static int setup_queue(struct xps_xdp_queue *queue, uint64_t buffer_size, struct xps_fail *fail)
+{
+	int err = choose_frames(queue, buffer_size, fail);
+
+	if (!err)
+		err = map_frames(queue, fail);
+	if (!err)
+		err = make_socket(queue, fail);
+	if (!err)
+		err = bind_queue(queue, fail);
+	return err;
+}
+
+static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer_size, bool zero_copy,
+		      struct xps_fail *fail)
+{
+	struct xps_xdp_queue *queue = calloc(1, sizeof(*queue));
+	int err;
+
+	if (!queue)
+		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a queue.");
+	queue->port = port;
+	queue->index = index;
+	queue->zero_copy = zero_copy;
+	queue->fd = -1;
+	pthread_mutex_init(&queue->lock, NULL);
+	err = setup_queue(queue, buffer_size, fail);
+	if (err) {
+		close_queue(queue);
+		return err;
+	}
+	queue->memory = frames_bytes(queue) + queue->fill.map_size;
+	port->queues[index] = queue;
+	return 0;
+}
+
+/* Drivers without zero-copy say so in two ways. */
+static bool zero_copy_refused(int err)
+{
+	return err == -EOPNOTSUPP || err == -EINVAL;
+}
+
+static int open_best_queue(struct xps_xdp_port *port, uint32_t index, const struct xps_xdp_queue_config *config,
+			   struct xps_fail *fail)
+{
+	/* Where nobody insists, it is not tried for packets in several frames: hardly a driver has both. */
+	const bool may = port->program.mode == XPS_XDP_NATIVE && packet_room(port) <= LARGE_FRAME;
+	int err = -EOPNOTSUPP;
+
+	if (config->zero_copy > 0)
+		return open_queue(port, index, config->buffer_size, true, fail);
+	if (config->zero_copy < 0 && may)
+		err = open_queue(port, index, config->buffer_size, true, fail);
+	return zero_copy_refused(err) ? open_queue(port, index, config->buffer_size, false, fail) : err;
+}
+
+/* Whether another reader can join what the first one opened. */
+static int check_sharing(const struct xps_xdp_queue *queue, const struct xps_xdp_queue_config *config,
+			 struct xps_fail *fail)
+{
+	static const char step[] = "share queue";
+	const char *name = queue->port->name;
+
+	if (queue->port->program.mode == XPS_XDP_GENERIC && !kernel_at_least(6, 15))
+		return xps_fail_set(
+			fail, EOPNOTSUPP, step,
+			"Queue %u of %s already feeds another stream, and in generic mode kernels before 6.15 "
+			"corrupt queues that feed two. Add these endpoints to the first stream's reader, or use "
+			"native mode.",
+			queue->index, name);
+	if ((config->zero_copy == 0 && queue->zero_copy) || (config->zero_copy > 0 && !queue->zero_copy))
+		return xps_fail_set(
+			fail, EBUSY, step,
+			"Queue %u of %s already feeds another stream %s zero-copy; all streams on a queue share "
+			"that. Ask for the same, or leave zero_copy at None.",
+			queue->index, name, queue->zero_copy ? "with" : "without");
+	return 0;
+}
+
+static void kick(const struct xps_xdp_member *member)
+{
+	const uint64_t one = 1;
+
+	atomic_store(member->kicked, true);
+	/* cannot fail but by overflow, and then it is readable anyway */
+	if (write(member->kick_fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+static void add_member(struct xps_xdp_queue *queue, struct xps_xdp_member *member)
+{
+	struct xps_xdp_member **end = &queue->members;
+
+	pthread_mutex_lock(&queue->lock);
+	/* before the kicks: who is kicked looks at its share, which has just become smaller */
+	atomic_fetch_add(&queue->n_members, 1);
+	for (; *end; end = &(*end)->next)
+		kick(*end);
+	member->next = NULL;
+	*end = member;
+	pthread_mutex_unlock(&queue->lock);
+}
+
+int xps_xdp_queue_join(struct xps_xdp_queue **queue, struct xps_xdp_port *port, uint32_t index,
+		       const struct xps_xdp_queue_config *config, struct xps_xdp_member *member, struct xps_fail *fail)
+{
+	int err = 0;
+
+	if (index >= (uint32_t)port->config.n_queues)
+		return xps_fail_set(fail, EINVAL, "find queue",
+				    "%s has no receive queue %u: it has %d, counted from 0.", port->name, index,
+				    port->config.n_queues);
+	pthread_mutex_lock(&port->lock);
+	if (port->queues[index])
+		err = check_sharing(port->queues[index], config, fail);
+	else
+		err = open_best_queue(port, index, config, fail);
+	*queue = port->queues[index];
+	if (!err)
+		add_member(*queue, member);
+	pthread_mutex_unlock(&port->lock);
+	return err;
+}
+
+/* What the kernel counts for the queue as a whole. Caller locks. */
+static void settle(struct xps_xdp_queue *queue)
+{
+	struct xdp_statistics s = { 0 };
+	socklen_t length = sizeof(s);
+
+	if (!queue->members || getsockopt(queue->fd, SOL_XDP, XDP_STATISTICS, &s, &length))
+		return;
+	queue->members->fill_empty += s.rx_fill_ring_empty_descs - queue->seen_fill_empty;
+	queue->members->rx_invalid += s.rx_invalid_descs - queue->seen_rx_invalid;
+	queue->seen_fill_empty = s.rx_fill_ring_empty_descs;
+	queue->seen_rx_invalid = s.rx_invalid_descs;
+}
+
+void xps_xdp_queue_leave(struct xps_xdp_queue *queue, struct xps_xdp_member *member)
+{
+	struct xps_xdp_port *port = queue->port;
+	struct xps_xdp_member **link = &queue->members;
+	bool last;
+
+	pthread_mutex_lock(&port->lock);
+	pthread_mutex_lock(&queue->lock);
+	settle(queue);
+	while (*link != member)
+		link = &(*link)->next;
+	*link = member->next;
+	last = atomic_fetch_sub(&queue->n_members, 1) == 1;
+	pthread_mutex_unlock(&queue->lock);
+	if (last) {
+		port->queues[queue->index] = NULL;
+		close_queue(queue);
+	}
+	pthread_mutex_unlock(&port->lock);
+}
+
+/* ---------------------------------------------------------------- running */
+
+void xps_xdp_queue_release(struct xps_xdp_queue *queue, const struct xdp_desc *descs, uint32_t n)
+{
+	const uint64_t frame = ~(uint64_t)(queue->frame_size - 1);
+
+	if (!n)
+		return;
+	pthread_mutex_lock(&queue->lock);
+	for (uint32_t i = 0; i < n; i++)
+		xps_xdp_fill_put(&queue->fill, descs[i].addr & frame);
+	xps_xdp_fill_submit(&queue->fill);
+	pthread_mutex_unlock(&queue->lock);
+}
+
+void xps_xdp_queue_wakeup(struct xps_xdp_queue *queue, int fd, bool last)
+{
+	const bool needed = last ? xps_xdp_needs_wakeup_now(&queue->fill) : xps_xdp_needs_wakeup(&queue->fill);
+
+	/* Errors (the interface is down, the driver is busy) say nothing that the next look will not. */
+	if (unlikely(needed))
+		recvfrom(fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
+}
+
+void xps_xdp_queue_credits(struct xps_xdp_queue *queue, struct xps_xdp_member *member, uint64_t *fill_empty,
+			   uint64_t *rx_invalid)
+{
+	pthread_mutex_lock(&queue->lock);
+	settle(queue);
+	*fill_empty = member->fill_empty;
+	*rx_invalid = member->rx_invalid;
+	pthread_mutex_unlock(&queue->lock);
+}

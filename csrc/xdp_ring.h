@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * xdp_ring - the two kinds of ring that are shared with the kernel: RX, of which we are the consumer, and FILL, of
+ * which we are the producer. All memory ordering of AF_XDP lives here.
+ *
+ * Indices run freely and are masked on use. Each side writes only its own index and keeps a private copy of it, so that
+ * the shared one is written once per batch. A ring has one user at a time: callers serialise.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "xdp_uapi.h"
+
+struct xps_xdp_ring {
+	uint32_t *producer, *consumer, *flags; /* shared */
+	void *entries;                         /* struct xdp_desc or uint64_t */
+	uint32_t mask;
+	uint32_t mine;   /* our own index */
+	uint32_t theirs; /* the kernel's, when we last looked */
+	void *map;
+	size_t map_size;
+};
+
+/* RX: descriptors that wait. Looks at the shared index only if fewer than `wanted` are known of. */
+static inline uint32_t xps_xdp_rx_available(struct xps_xdp_ring *ring, uint32_t wanted)
+{
+	/* acquire: pairs with the kernel's release, the descriptors it wrote are visible before its index */
+	if (ring->theirs - ring->mine < wanted)
+		ring->theirs = __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
+	return ring->theirs - ring->mine;
+}
+
+static inline const struct xdp_desc *xps_xdp_rx_entry(const struct xps_xdp_ring *ring, uint32_t i)
+{
+	return (const struct xdp_desc *)ring->entries + ((ring->mine + i) & ring->mask);
+}
+
+/* RX: `n` descriptors have been copied out. */
+static inline void xps_xdp_rx_consume(struct xps_xdp_ring *ring, uint32_t n)
+{
+	ring->mine += n;
+	/* release: our reads of the descriptors are done before the kernel may write there again */
+	__atomic_store_n(ring->consumer, ring->mine, __ATOMIC_RELEASE);
+}
+
+/* FILL: stage one frame. There is always room, because the ring is as large as the UMEM has frames. */
+static inline void xps_xdp_fill_put(struct xps_xdp_ring *ring, uint64_t address)
+{
+	((uint64_t *)ring->entries)[ring->mine++ & ring->mask] = address;
+}
+
+static inline void xps_xdp_fill_submit(struct xps_xdp_ring *ring)
+{
+	/* release: the addresses, and our last reads of the frames, come before the kernel may take them */
+	__atomic_store_n(ring->producer, ring->mine, __ATOMIC_RELEASE);
+}
+
+/* FILL: frames that the kernel has not taken yet. */
+static inline uint32_t xps_xdp_fill_level(const struct xps_xdp_ring *ring)
+{
+	/* relaxed: only a figure */
+	return ring->mine - __atomic_load_n(ring->consumer, __ATOMIC_RELAXED);
+}
+
+/* FILL: the driver sleeps until it is called. A flag that is missed now is seen at the next look. */
+static inline bool xps_xdp_needs_wakeup(const struct xps_xdp_ring *ring)
+{
+	return __atomic_load_n(ring->flags, __ATOMIC_RELAXED) & XDP_RING_NEED_WAKEUP;
+}
+
+/* Likewise, when there is no next look: we are about to sleep. */
+static inline bool xps_xdp_needs_wakeup_now(const struct xps_xdp_ring *ring)
+{
+	/*
+	 * sequentially consistent: we write our index and then look at the flag, the kernel sets the flag and then looks
+	 * at our index; otherwise each could miss the other's write. Adding 0 is a fence that thread sanitizers know.
+	 */
+	__atomic_fetch_add(ring->producer, 0, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(ring->flags, __ATOMIC_SEQ_CST) & XDP_RING_NEED_WAKEUP;
+}

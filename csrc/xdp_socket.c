@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "xdp_socket.h"
+
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "bits.h"
+
+/* ---------------------------------------------------------------- opening and closing */
+
+static int bind_shared(struct xps_xdp_socket *s, struct xps_fail *fail)
+{
+	const struct xps_xdp_queue *queue = s->queue;
+	/* No other flags: zero-copy, wake-up and multi-buffer are inherited. */
+	const struct sockaddr_xdp address = {
+		.sxdp_family = AF_XDP,
+		.sxdp_flags = XDP_SHARED_UMEM,
+		.sxdp_ifindex = (uint32_t)queue->port->config.ifindex,
+		.sxdp_queue_id = queue->index,
+		.sxdp_shared_umem_fd = (uint32_t)queue->fd,
+	};
+
+	if (!bind(s->fd, (const struct sockaddr *)&address, sizeof(address)))
+		return 0;
+	return xps_fail_set(fail, errno, "bind", "Cannot share queue %u of %s among this process's sockets: %s.%s",
+			    queue->index, queue->port->name, strerror(errno),
+			    errno == ENETDOWN || errno == EBADF ? " Is the interface up?" : "");
+}
+
+static int map_rx(struct xps_xdp_socket *s, struct xps_fail *fail)
+{
+	struct xdp_mmap_offsets offsets;
+	socklen_t length = sizeof(offsets);
+	int err = 0;
+
+	if (getsockopt(s->fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &length))
+		err = -errno;
+	if (!err)
+		err = xps_xdp_ring_map(&s->rx, s->fd, &offsets.rx, s->queue->ring_size, sizeof(struct xdp_desc),
+				       XDP_PGOFF_RX_RING);
+	return err ? xps_fail_set(fail, -err, "map ring", "Cannot map the RX ring: %s.", strerror(-err)) : 0;
+}
+
+static int make_socket(struct xps_xdp_socket *s, struct xps_fail *fail)
+{
+	struct xdp_options options = { 0 };
+	socklen_t length = sizeof(options);
+	int err;
+
+	s->backlog = malloc(s->queue->ring_size * sizeof(s->backlog[0]));
+	if (!s->backlog)
+		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a socket.");
+	s->fd = xps_xdp_fd_open(fail);
+	if (s->fd < 0)
+		return s->fd;
+	err = xps_xdp_ring_make(s->fd, XDP_RX_RING, "RX", s->queue->ring_size, fail);
+	if (!err)
+		err = map_rx(s, fail);
+	if (!err)
+		err = bind_shared(s, fail);
+	if (err)
+		return err;
+	if (!getsockopt(s->fd, SOL_XDP, XDP_OPTIONS, &options, &length))
+		s->zero_copy = options.flags & XDP_OPTIONS_ZEROCOPY;
+	return 0;
+}
+
+int xps_xdp_socket_open(struct xps_xdp_socket *s, struct xps_xdp_port *port, uint32_t queue,
+			const struct xps_xdp_queue_config *config, struct xps_fail *fail)
+{
+	int err = xps_xdp_queue_join(&s->queue, port, queue, config, &s->member, fail);
+
+	s->fd = -1;
+	if (err) {
+		s->queue = NULL;
+		return err;
+	}
+	err = make_socket(s, fail);
+	if (err)
+		xps_xdp_socket_close(s);
+	return err;
+}
+
+static uint32_t backlog_length(const struct xps_xdp_socket *s)
+{
+	return s->backlog_in - s->backlog_out;
+}
+
+static struct xdp_desc *backlog_at(struct xps_xdp_socket *s, uint32_t i)
+{
+	return &s->backlog[i & (s->queue->ring_size - 1)];
+}
+
+void xps_xdp_socket_close(struct xps_xdp_socket *s)
+{
+	if (!s->queue)
+		return;
+	xps_xdp_ring_unmap(&s->rx);
+	if (s->fd >= 0)
+		close(s->fd);
+	free(s->backlog);
+	xps_xdp_queue_leave(s->queue, &s->member);
+	s->queue = NULL;
+}
+
+void xps_xdp_quiesce(void)
+{
+	const struct timespec pause = { .tv_nsec = 20 * 1000 * 1000 };
+
+	/*
+	 * The kernel redirects and delivers within one RCU read-side section, and this waits for all of those. Where it
+	 * is not to be had (nohz_full) a packet is delivered long before the pause is over.
+	 */
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
+		nanosleep(&pause, NULL);
+}
+
+/* ---------------------------------------------------------------- taking */
+
+static bool continues(const struct xdp_desc *desc)
+{
+	return desc->options & XDP_PKT_CONTD;
+}
+
+/* A descriptor has come out of the ring. False if it belongs to a packet that is being dropped. */
+static bool keep(struct xps_xdp_socket *s, const struct xdp_desc *desc)
+{
+	bool dropped = s->dropping;
+
+	s->in_packet = continues(desc);
+	s->dropping = s->dropping && s->in_packet;
+	if (unlikely(dropped))
+		xps_xdp_queue_release(s->queue, desc, 1);
+	return !dropped;
+}
+
+static void skip_packet(struct xps_xdp_socket *s)
+{
+	xps_xdp_queue_release(s->queue, s->held + s->n_whole, s->n_held - s->n_whole);
+	s->n_held = s->n_whole;
+	s->n_overlong++;
+	s->skipping = true;
+}
+
+static void hold(struct xps_xdp_socket *s, const struct xdp_desc *desc)
+{
+	if (unlikely(s->skipping)) {
+		xps_xdp_queue_release(s->queue, desc, 1);
+		s->skipping = continues(desc);
+		return;
+	}
+	/* The packet's first bytes were written by another core. */
+	__builtin_prefetch(s->queue->frames + desc->addr);
+	__builtin_prefetch(s->queue->frames + desc->addr + XPS_CACHE_LINE);
+	s->held[s->n_held++] = *desc;
+	if (likely(!continues(desc)))
+		s->n_whole = s->n_held;
+	else if (unlikely(s->n_held - s->n_whole == XPS_XDP_MAX_PIECES))
+		skip_packet(s);
+}
+
+static void take_backlog(struct xps_xdp_socket *s)
+{
+	for (uint32_t i = 0; i < XPS_XDP_BATCH && backlog_length(s); i++)
+		hold(s, backlog_at(s, s->backlog_out++));
+}
+
+static void take_ring(struct xps_xdp_socket *s)
+{
+	uint32_t n = xps_xdp_rx_available(&s->rx, 1);
+
+	if (!n)
+		return;
+	n = n < XPS_XDP_BATCH ? n : XPS_XDP_BATCH;
+	for (uint32_t i = 0; i < n; i++) {
+		const struct xdp_desc *desc = xps_xdp_rx_entry(&s->rx, i);
+
+		if (keep(s, desc))
+			hold(s, desc);
+	}
+	xps_xdp_rx_consume(&s->rx, n);
+}
+
+uint32_t xps_xdp_socket_take(struct xps_xdp_socket *s)
+{
+	if (unlikely(backlog_length(s)))
+		take_backlog(s);
+	else
+		take_ring(s);
+	return s->n_whole;
+}
+
+void xps_xdp_socket_done(struct xps_xdp_socket *s)
+{
+	const uint32_t rest = s->n_held - s->n_whole;
+
+	xps_xdp_queue_release(s->queue, s->held, s->n_whole);
+	if (unlikely(rest))
+		memmove(s->held, s->held + s->n_whole, rest * sizeof(s->held[0]));
+	s->n_held = rest;
+	s->n_whole = 0;
+	xps_xdp_queue_wakeup(s->queue, s->fd, false);
+}
+
+/* ---------------------------------------------------------------- backlog */
+
+/* Frames that may wait here: the share less what may be held besides. */
+static uint32_t backlog_limit(const struct xps_xdp_socket *s)
+{
+	const uint32_t share = xps_xdp_queue_share(s->queue);
+
+	if (share == s->queue->n_frames)
+		return share;
+	return share > 2 * XPS_XDP_HELD ? share - XPS_XDP_HELD : share / 2;
+}
+
+bool xps_xdp_socket_behind(struct xps_xdp_socket *s)
+{
+	const uint32_t limit = backlog_limit(s);
+
+	return limit < s->queue->n_frames && xps_xdp_rx_available(&s->rx, limit + 1) + backlog_length(s) > limit;
+}
+
+/* Drop the newest packet of the backlog; one that begins in `held` goes as a whole. */
+static void drop_newest(struct xps_xdp_socket *s)
+{
+	s->dropping = s->in_packet;
+	do
+		xps_xdp_queue_release(s->queue, backlog_at(s, --s->backlog_in), 1);
+	while (backlog_length(s) && continues(backlog_at(s, s->backlog_in - 1)));
+	if (!backlog_length(s)) {
+		xps_xdp_queue_release(s->queue, s->held + s->n_whole, s->n_held - s->n_whole);
+		s->n_held = s->n_whole;
+	}
+}
+
+uint32_t xps_xdp_socket_absorb(struct xps_xdp_socket *s)
+{
+	const uint32_t limit = backlog_limit(s);
+	const uint32_t n = xps_xdp_rx_available(&s->rx, UINT32_MAX);
+	uint32_t dropped = 0;
+
+	for (; backlog_length(s) > limit; dropped++)
+		drop_newest(s);
+	for (uint32_t i = 0; i < n; i++) {
+		const struct xdp_desc *desc = xps_xdp_rx_entry(&s->rx, i);
+
+		if (!s->in_packet && backlog_length(s) >= limit) {
+			s->dropping = true;
+			dropped++;
+		}
+		if (keep(s, desc))
+			*backlog_at(s, s->backlog_in++) = *desc;
+	}
+	if (n)
+		xps_xdp_rx_consume(&s->rx, n);
+	if (dropped)
+		xps_xdp_queue_wakeup(s->queue, s->fd, false);
+	return dropped;
+}
+
+/* ---------------------------------------------------------------- the end */
+
+/* True if it is the last of a packet that has not been counted as lost already. */
+static bool ends_packet(struct xps_xdp_socket *s, const struct xdp_desc *desc)
+{
+	const bool skipped = s->skipping;
+
+	s->skipping = s->skipping && continues(desc);
+	return !skipped && !continues(desc);
+}
+
+uint32_t xps_xdp_socket_drain(struct xps_xdp_socket *s)
+{
+	uint32_t lost = 0;
+
+	xps_xdp_queue_release(s->queue, s->held, s->n_held);
+	s->n_held = s->n_whole = 0;
+	for (; backlog_length(s); s->backlog_out++) {
+		lost += ends_packet(s, backlog_at(s, s->backlog_out));
+		xps_xdp_queue_release(s->queue, backlog_at(s, s->backlog_out), 1);
+	}
+	for (; xps_xdp_rx_available(&s->rx, 1); xps_xdp_rx_consume(&s->rx, 1)) {
+		const struct xdp_desc *desc = xps_xdp_rx_entry(&s->rx, 0);
+
+		if (!keep(s, desc))
+			continue;
+		lost += ends_packet(s, desc);
+		xps_xdp_queue_release(s->queue, desc, 1);
+	}
+	return lost;
+}
+
+/* ---------------------------------------------------------------- statistics */
+
+void xps_xdp_socket_stats(struct xps_xdp_socket *s, struct xdp_statistics *stats)
+{
+	socklen_t length = sizeof(*stats);
+	uint64_t fill_empty, rx_invalid;
+
+	memset(stats, 0, sizeof(*stats));
+	getsockopt(s->fd, SOL_XDP, XDP_STATISTICS, stats, &length);
+	xps_xdp_queue_credits(s->queue, &s->member, &fill_empty, &rx_invalid);
+	stats->rx_fill_ring_empty_descs = fill_empty;
+	stats->rx_invalid_descs = rx_invalid;
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+/* In the place of transport_xdp.c and the xdp_*.c where clang or libbpf was missing when the package was built. */
+#include <errno.h>
+
+#include "fail.h"
+
+static int not_built(struct xps_fail *fail)
+{
+	return xps_fail_set(
+		fail, ENOTSUP, "use AF_XDP",
+		"This build of xdpspead has no AF_XDP: clang or libbpf was missing when it was made. Install them "
+		"(Debian, Ubuntu: apt install clang libbpf-dev) and build the package again.");
+}
+
+bool xps_has_xdp(void)
+{
+	return false;
+}
+
+struct xps_xdp_port *xps_xdp_port_new(const struct xps_xdp_port_config *config, struct xps_fail *fail)
+{
+	(void)config;
+	not_built(fail);
+	return NULL;
+}
+
+void xps_xdp_port_free(struct xps_xdp_port *port)
+{
+	(void)port;
+}
+
+uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port)
+{
+	(void)port;
+	return 0;
+}
+
+int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
+		       struct xps_xdp_obtained *obtained, struct xps_fail *fail)
+{
+	(void)stream;
+	(void)port;
+	(void)config;
+	(void)obtained;
+	return not_built(fail);
+}

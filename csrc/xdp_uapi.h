@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* xdp_uapi - the kernel's AF_XDP interface, with what the headers of older distributions lack. */
+#pragma once
+
+#include <linux/if_xdp.h>
+
+#include <sys/socket.h>
+
+#ifndef AF_XDP
+#define AF_XDP 44
+#endif
+#ifndef SOL_XDP
+#define SOL_XDP 283
+#endif
+/* Linux 6.6 */
+#ifndef XDP_USE_SG
+#define XDP_USE_SG (1 << 4)
+#endif
+#ifndef XDP_PKT_CONTD
+#define XDP_PKT_CONTD (1 << 0)
+#endif
+/* Linux 5.18; in linux/bpf.h */
+#define XPS_BPF_F_XDP_HAS_FRAGS (1U << 5)

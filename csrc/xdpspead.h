@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * xdpspead - receive SPEAD streams: the public C interface.
+ *
+ * This header is three things at once: the C API, its manual, and the declarations that cffi reads to make the Python
+ * binding. For the last reason it holds declarations only; the two includes below are dropped when cffi reads it.
+ *
+ * In reading order: errors and features, log, memory, threads, heaps, statistics, streams, readers, AF_XDP.
+ *
+ * Rules that hold everywhere
+ * - Functions return 0 or a positive result, or a negative errno. Those that take a `struct xps_fail *` also fill it.
+ * - `xps_x_new` gives one reference, `xps_x_free` gives it back. Objects that need each other hold references of their
+ *   own, so the user's may be given back in any order.
+ * - Unless it says otherwise a function may be called from any thread, and never calls back into the user's code.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---------------------------------------------------------------- errors and features */
+
+struct xps_fail {
+	int err;         /* positive errno */
+	char step[32];   /* what was being done, a word or two: "bind" */
+	char text[1024]; /* what went wrong and how to mend it, a sentence or two */
+};
+
+/* Whether this build can receive through AF_XDP (clang and libbpf were there when it was built). */
+bool xps_has_xdp(void);
+/* Whether this build can read capture files (libpcap was there when it was built). */
+bool xps_has_pcap(void);
+
+/* ---------------------------------------------------------------- log */
+
+/*
+ * Messages from the core for the user's log: a bounded queue that workers put into and one user thread takes from.
+ * Messages of one kind beyond the first few in a second are not queued but counted, and come as one summed line.
+ */
+struct xps_log;
+
+enum xps_log_level { XPS_LOG_DEBUG = 10, XPS_LOG_INFO = 20, XPS_LOG_WARNING = 30, XPS_LOG_ERROR = 40 };
+
+struct xps_log_line {
+	int level; /* enum xps_log_level, the values of Python's logging */
+	char text[252];
+};
+
+struct xps_log *xps_log_new(void);
+void xps_log_free(struct xps_log *log);
+/*
+ * Wait up to `timeout_ms` for messages and move at most `n` into `lines`. Returns how many; 0 on time-out; -EPIPE
+ * once the log is closed and empty.
+ */
+int xps_log_take(struct xps_log *log, struct xps_log_line *lines, int n, int timeout_ms);
+/* Wake the waiting thread for good. Later messages are discarded. */
+void xps_log_close(struct xps_log *log);
+
+/* ---------------------------------------------------------------- memory */
+
+/*
+ * Where heap payloads live. A payload stays valid until the last reference to it is given back, even after the stream,
+ * the pool and the allocator's owner are gone.
+ */
+struct xps_allocator;
+
+struct xps_allocator *xps_allocator_new(void);
+/* Straight from mmap(2): `flags` are added to MAP_PRIVATE|MAP_ANONYMOUS; `prefer_huge` tries huge pages first. */
+struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge);
+void xps_allocator_free(struct xps_allocator *allocator);
+
+struct xps_pool;
+/*
+ * A pool of equal blocks of `upper` bytes that serves sizes lower..upper, last freed first. Other sizes go to `base`.
+ * Holds at most `max_free` free blocks; starts with `initial`. When fewer than `low_water` remain and `threads` is not
+ * NULL, a task on it refills to `initial`.
+ */
+struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t lower, uint64_t upper, uint64_t max_free,
+					  uint64_t initial, uint64_t low_water, struct xps_allocator *base,
+					  struct xps_log *log, struct xps_fail *fail);
+void xps_memory_pool_set_warn_on_empty(struct xps_allocator *pool, bool warn);
+bool xps_memory_pool_warn_on_empty(struct xps_allocator *pool);
+uint64_t xps_memory_pool_n_free(struct xps_allocator *pool);
+
+/* Give a payload's reference back: the destructor for xps_heap.payload after xps_heap_take_payload(). */
+void xps_payload_free(uint8_t *payload);
+
+/* ---------------------------------------------------------------- threads */
+
+/* A fixed number of worker threads, each with an event loop. A stream's readers all run on one of them. */
+
+/* Thread i is bound to core affinity[i % n_affinity]; n_affinity == 0 binds none. */
+struct xps_pool *xps_pool_new(int n_threads, const int *affinity, size_t n_affinity, struct xps_fail *fail);
+/* End and join the threads. Streams that are left receive nothing any more but can still be read and stopped. */
+void xps_pool_stop(struct xps_pool *pool);
+void xps_pool_free(struct xps_pool *pool);
+/* CPU time that the pool's threads have used so far, in nanoseconds. */
+int64_t xps_pool_cpu_ns(struct xps_pool *pool);
+
+/* ---------------------------------------------------------------- heaps */
+
+enum xps_heap_flag {
+	XPS_HEAP_CONTIGUOUS = 1, /* every byte is there: otherwise an incomplete heap without payload */
+	XPS_HEAP_START = 2,      /* has a stream control item that starts the stream */
+	XPS_HEAP_STOP = 4,       /* has one that stops it */
+};
+
+/* A finished heap. Its user reads the first group of fields and owns it; the rest is the core's. */
+struct xps_heap {
+	uint64_t cnt;      /* heap identifier */
+	int64_t length;    /* bytes of payload that the sender announced, -1 if it did not */
+	uint64_t received; /* bytes of payload that arrived */
+	uint64_t size;     /* bytes at `payload` */
+	uint8_t *payload;  /* NULL if empty or incomplete */
+	uint32_t n_pointers;
+	uint32_t n_ranges;
+	uint8_t address_bits; /* the XX of SPEAD-64-XX */
+	uint8_t flags;        /* enum xps_heap_flag */
+
+	uint64_t *pointers; /* item pointers as they came, each once */
+	uint64_t *ranges;   /* n_ranges pairs: first byte, byte after the last */
+	uint64_t min_size;  /* highest byte that anything in the heap refers to */
+	uint64_t capacity;  /* bytes allocated at `payload` */
+	uint32_t pointers_capacity;
+	uint32_t ranges_capacity;
+	uint32_t slot;       /* where the window keeps it */
+	uint32_t next;       /* in the window's hash chain */
+	uint32_t *set;       /* hash set over pointers, once they are many */
+	uint32_t set_bits;
+	uint64_t inline_pointers[8];
+};
+
+struct xps_item {
+	uint64_t id;
+	uint64_t value;  /* of an immediate */
+	uint64_t offset; /* of an addressed item, in the payload */
+	uint64_t length; /* of an addressed item, bytes */
+	uint64_t immediate; /* 0 or 1; as wide as the rest so that an array of items is an array of uint64_t */
+};
+
+void xps_heap_free(struct xps_heap *heap);
+/*
+ * The items, at most heap->n_pointers: addressed ones by offset, then immediates by value; protocol items, empty items
+ * and NULL items are left out. Returns how many were written. Not for use by two threads at once on one heap.
+ */
+int xps_heap_items(struct xps_heap *heap, struct xps_item *items);
+/* A second reference to the payload, which then outlives the heap. Give it back with xps_payload_free(). */
+uint8_t *xps_heap_take_payload(struct xps_heap *heap);
+
+/* ---------------------------------------------------------------- statistics */
+
+enum xps_stat {
+	/* spead2's, in its order */
+	XPS_STAT_HEAPS,
+	XPS_STAT_INCOMPLETE_HEAPS_EVICTED,
+	XPS_STAT_INCOMPLETE_HEAPS_FLUSHED,
+	XPS_STAT_PACKETS,
+	XPS_STAT_BATCHES,
+	XPS_STAT_MAX_BATCH,
+	XPS_STAT_SINGLE_PACKET_HEAPS,
+	XPS_STAT_SEARCH_DIST,
+	XPS_STAT_WORKER_BLOCKED,
+	XPS_N_CORE_STATS,
+
+	/* packets that the decoder refused */
+	XPS_STAT_EMPTY_DATAGRAM = 9,
+	XPS_STAT_TRUNCATED_DATAGRAM,
+	XPS_STAT_BAD_MAGIC,
+	XPS_STAT_BAD_FLAVOUR,
+	XPS_STAT_TRUNCATED_HEADER,
+	XPS_STAT_MISSING_ITEM,
+	XPS_STAT_SHORT_PACKET,
+	XPS_STAT_LONG_PACKET,
+	XPS_STAT_OFFSET_OVERFLOW,
+	/* packets that the window refused */
+	XPS_STAT_GAP,
+	XPS_STAT_BEHIND,
+	XPS_STAT_DUPLICATE,
+	XPS_STAT_OVERLAP,
+	XPS_STAT_LENGTH_MISMATCH,
+	XPS_STAT_FLAVOUR_MISMATCH,
+	XPS_STAT_UNSIZED,
+	XPS_STAT_TOO_LARGE,
+	XPS_STAT_TOO_MANY_ITEMS,
+	XPS_STAT_TOO_MANY_RANGES,
+	XPS_STAT_NO_MEMORY,
+	/* packets that came after the stream's end in the same batch */
+	XPS_STAT_AFTER_STOP,
+	/* heaps */
+	XPS_STAT_HEAPS_DISCARDED,
+	XPS_STAT_HEAPS_DROPPED_STOP,
+	/* losses before the stream saw the packet */
+	XPS_STAT_UDP_KERNEL_DROPS,
+	XPS_STAT_XDP_MATCHED,
+	XPS_STAT_XDP_REDIRECTED,
+	XPS_STAT_XDP_NO_SOCKET,
+	XPS_STAT_XDP_BAD_LENGTH,
+	XPS_STAT_XDP_FRAGMENTS,
+	XPS_STAT_XDP_BAD_FRAME,
+	XPS_STAT_XDP_UNREAD_DROPS,
+	XPS_STAT_XDP_RX_DROPPED,
+	XPS_STAT_XDP_RX_INVALID,
+	XPS_STAT_XDP_RX_RING_FULL,
+	XPS_STAT_XDP_FILL_RING_EMPTY,
+	XPS_N_STATS
+};
+
+/* "heaps", "xdpspead.gap"; NULL beyond the last. */
+const char *xps_stat_name(int stat);
+/* Whether values of two snapshots combine by maximum rather than by sum. */
+bool xps_stat_is_maximum(int stat);
+
+/* ---------------------------------------------------------------- streams */
+
+enum xps_memcpy { XPS_MEMCPY_STD, XPS_MEMCPY_NONTEMPORAL };
+
+struct xps_stream_config {
+	uint64_t max_heaps;       /* partial heaps alive at a time in each substream, at least 1 */
+	uint64_t substreams;      /* at least 1; a heap belongs to substream cnt % substreams */
+	uint64_t max_heap_size;   /* larger heaps are refused, bytes */
+	uint64_t ring_heaps;      /* capacity of the ring of finished heaps, at least 1 */
+	int memcpy;               /* enum xps_memcpy */
+	bool stop_on_stop_item;
+	bool allow_unsized_heaps;
+	bool allow_out_of_order;
+	bool contiguous_only;     /* discard incomplete heaps */
+	bool keep_payload_ranges; /* tell which ranges of an incomplete heap arrived */
+};
+
+struct xps_stream;
+
+/* `allocator` and `log` are held by the stream. */
+struct xps_stream *xps_stream_new(struct xps_pool *pool, const struct xps_stream_config *config,
+				  struct xps_allocator *allocator, struct xps_log *log, struct xps_fail *fail);
+/*
+ * Stop receiving: when it returns every reader is closed and every thread that waited in xps_stream_pop() is on its
+ * way out. Heaps in the ring can still be popped, those under construction are lost and counted. Idempotent.
+ */
+void xps_stream_stop(struct xps_stream *stream);
+/* Stops the stream if nobody has, and gives it back. No other thread may be using it. */
+void xps_stream_free(struct xps_stream *stream);
+
+/*
+ * Pop at most `n` finished heaps, waiting up to `timeout_ms` for the first (0 does not wait). Returns how many; 0 on
+ * time-out; -EPIPE if the stream has stopped and the ring is empty; -EINTR if a signal came.
+ */
+int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
+/* A descriptor that is readable while heaps are waiting and once the stream has stopped. Not to be read from. */
+int xps_stream_fd(struct xps_stream *stream);
+uint64_t xps_stream_ring_size(struct xps_stream *stream);
+bool xps_stream_stopped(struct xps_stream *stream);
+/* A consistent snapshot, XPS_N_STATS values. */
+void xps_stream_stats(struct xps_stream *stream, uint64_t *stats);
+
+/* ---------------------------------------------------------------- readers */
+
+/*
+ * A reader feeds packets from one source to a stream. All of these return 0, or 0 at once without doing anything if the
+ * stream has stopped already, or a negative errno.
+ */
+
+/* Back-to-back packets in memory, which must stay as it is until the stream is freed. Ends the stream. */
+int xps_add_buffer_reader(struct xps_stream *stream, const uint8_t *data, uint64_t length);
+/*
+ * Datagrams of at most `max_size` bytes from a bound UDP socket. `fd` is duplicated. Sets UDP_GRO, SO_RXQ_OVFL and
+ * O_NONBLOCK on it.
+ */
+int xps_add_udp_reader(struct xps_stream *stream, int fd, uint64_t max_size, struct xps_fail *fail);
+
+/* ---------------------------------------------------------------- AF_XDP */
+
+enum xps_xdp_mode { XPS_XDP_AUTO, XPS_XDP_NATIVE, XPS_XDP_GENERIC };
+
+/* An interface on which this process steers packets into AF_XDP sockets. One for all streams of the process. */
+struct xps_xdp_port;
+
+struct xps_xdp_port_config {
+	int ifindex;
+	int mode;          /* enum xps_xdp_mode */
+	int n_queues;      /* receive queues of the interface */
+	int mtu;
+	bool multi_buffer; /* wanted: the packets may be longer than a frame */
+};
+
+struct xps_xdp_endpoint {
+	uint8_t address[16]; /* IPv4 in the first four bytes; all zero: any address */
+	uint16_t port;
+	uint8_t family;      /* 4 or 6 */
+};
+
+struct xps_xdp_reader_config {
+	const struct xps_xdp_endpoint *endpoints;
+	uint32_t n_endpoints;
+	const uint32_t *queues;
+	uint32_t n_queues;
+	uint64_t buffer_size; /* bytes of UMEM for each queue, rounded to frames; the first reader of a queue decides */
+	uint32_t max_size;    /* longest UDP payload accepted, bytes */
+	int zero_copy;        /* 1 demand, 0 refuse, -1 take what there is */
+	int max_poll;         /* looks at an empty ring before the worker sleeps */
+};
+
+/* What a reader really got, read back from the kernel. */
+struct xps_xdp_obtained {
+	int mode;       /* XPS_XDP_NATIVE or XPS_XDP_GENERIC */
+	bool zero_copy; /* on every queue */
+	bool multi_buffer;
+	uint32_t frame_size;
+	uint64_t memory; /* bytes of UMEM and rings, all queues */
+};
+
+/* Load the program and attach it. The kernel detaches it when the process ends, however it ends. */
+struct xps_xdp_port *xps_xdp_port_new(const struct xps_xdp_port_config *config, struct xps_fail *fail);
+void xps_xdp_port_free(struct xps_xdp_port *port);
+uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port);
+/* Bind a socket to each queue and steer the endpoints to them. The reader holds the port. */
+int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
+		       struct xps_xdp_obtained *obtained, struct xps_fail *fail);

@@ -1,0 +1,55 @@
+"""What all tests share: marks, the choice of the package under test, and a watchdog."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+PEER = os.environ.get("XDPSPEAD_TEST_PEER")
+
+#: A test that runs longer hangs: every thread's stack is printed and the process ends.
+WATCHDOG_S = 180.0
+
+_stderr: IO[str] | None = None
+
+# Hypothesis would make a folder in the current directory, which may not be ours.
+os.environ.setdefault(
+    "HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/xdpspead-hypothesis-{os.getuid()}"
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest captures sys.stderr from here on; the watchdog needs the true one.
+    global _stderr
+    _stderr = os.fdopen(os.dup(2), "w")
+    config.addinivalue_line("markers", "ours: a promise of xdpspead that spead2 does not make")
+    config.addinivalue_line("markers", "xdp: needs root, AF_XDP and veth")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """With a peer under test, leave out the files that do not go through `target`."""
+    if PEER and collection_path.name.startswith("test_") and collection_path.suffix == ".py":
+        return "from target import" not in collection_path.read_text() or None
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if PEER:
+        ours = [item for item in items if item.get_closest_marker("ours")]
+        config.hook.pytest_deselected(items=ours)
+        items[:] = [item for item in items if not item.get_closest_marker("ours")]
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[None]:
+    """End the run, with every thread's stack, when a test hangs where Python cannot interrupt."""
+    assert _stderr is not None
+    faulthandler.dump_traceback_later(WATCHDOG_S, exit=True, file=_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,45 @@
+"""The core's messages on their way to ``logging.getLogger("xdpspead")``.
+
+Workers put messages into a bounded queue of the core and never wait for Python. One daemon thread
+takes them out and logs them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from typing import Final
+
+from ._core import Log
+
+LOGGER: Final = logging.getLogger("xdpspead")
+
+#: The thread looks up this often even if nothing happens, ms.
+_TIMEOUT_MS: Final = 60_000
+
+_lock = threading.Lock()
+_log: Log | None = None
+
+
+def _drain(log: Log) -> None:
+    while (lines := log.take(_TIMEOUT_MS)) is not None:
+        for level, text in lines:
+            LOGGER.log(level, "%s", text)
+
+
+def core_log() -> Log:
+    """Return the one queue of this process; the thread that empties it runs from then on."""
+    global _log
+    with _lock:
+        if _log is None:
+            log = _log = Log()
+            thread = threading.Thread(target=_drain, args=(log,), name="xdpspead-log", daemon=True)
+            thread.start()
+
+            @atexit.register
+            def finish() -> None:
+                log.close()
+                thread.join(1.0)
+
+        return _log

@@ -1,0 +1,322 @@
+"""Configuration of a stream and of its ring."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar, Self
+
+from .._memory import MemoryAllocator
+from .._protocol import BUG_COMPAT_PYSPEAD_0_5_2, MEMCPY_NONTEMPORAL, MEMCPY_STD
+from ._stats import CORE_STATS, StreamStatConfig
+
+
+def count(name: str, value: Any, least: int = 0) -> int:
+    """Return `value` as an int of at least `least`, or say what is wrong with it.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer, or negative.
+    ValueError
+        If it is less than `least`.
+    """
+    number = operator.index(value)
+    if number < 0 or number >= 1 << 64:
+        raise TypeError(f"{name} must be from 0 to 2**64 - 1, not {number}")
+    if number < least:
+        raise ValueError(f"{name} cannot be {number}, it must be at least {least}")
+    return number
+
+
+class _Config:
+    """Attributes that can be given as keywords, each checked when it is set."""
+
+    def _set(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if name.startswith("_") or not isinstance(getattr(type(self), name, None), property):
+                raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}")
+            setattr(self, name, value)
+
+    def _properties(self) -> list[str]:
+        cls = type(self)
+        return [n for n, v in vars(cls).items() if isinstance(v, property) and v.fset is not None]
+
+    def _copy(self) -> Self:
+        copy = type(self).__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        return copy
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._properties())
+        return f"{type(self).__name__}({told})"
+
+
+class StreamConfig(_Config):
+    """How a stream puts heaps together.
+
+    All parameters are keywords and can also be set as attributes afterwards, but not once a stream
+    has been made with them: a stream keeps a copy.
+
+    Parameters
+    ----------
+    max_heaps : int
+        Partial heaps that can be alive at a time in each substream, at least 1. A heap that is
+        still incomplete when `max_heaps` newer ones have begun is evicted.
+    substreams : int
+        Number of substreams, at least 1. Heap ``cnt`` belongs to substream ``cnt % substreams``;
+        heaps of different substreams do not evict each other.
+    bug_compat : int
+        Bug compatibility flags of the flavour, ``BUG_COMPAT_*``.
+    memcpy : int
+        ``MEMCPY_STD``, or ``MEMCPY_NONTEMPORAL`` to write payload past the cache: for large heaps
+        that are not looked at soon.
+    memory_allocator : MemoryAllocator
+        Where payloads live.
+    stop_on_stop_item : bool
+        Whether a heap with a stream control stop item ends the stream (and is swallowed).
+    allow_unsized_heaps : bool
+        Whether packets without a HEAP_LENGTH item are accepted. Such heaps grow as data arrives,
+        and are known to be complete only when something evicts them.
+    allow_out_of_order : bool
+        Whether packets of a heap may arrive in any order. Without, a packet that is not the next
+        one of its heap is refused, and so is all that follows it.
+    stream_id : int
+        A number for the user.
+    explicit_start : bool
+        Whether readers only begin to receive when :meth:`Stream.start` is called.
+    max_heap_size : int
+        Packets of heaps larger than this are refused, in bytes. An addition of this package: what a
+        packet claims cannot make it allocate more.
+
+    Raises
+    ------
+    ValueError
+        If `max_heaps` or `substreams` is zero, or `bug_compat` or `memcpy` unknown.
+    TypeError
+        If a number is negative, or a keyword unknown.
+    """
+
+    DEFAULT_MAX_HEAPS: ClassVar[int] = 4
+    DEFAULT_MAX_HEAP_SIZE: ClassVar[int] = 1 << 32
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._max_heaps = self.DEFAULT_MAX_HEAPS
+        self._substreams = 1
+        self._bug_compat = 0
+        self._memcpy = MEMCPY_STD
+        self._memory_allocator: MemoryAllocator | None = None
+        self._stop_on_stop_item = True
+        self._allow_unsized_heaps = True
+        self._allow_out_of_order = False
+        self._stream_id = 0
+        self._explicit_start = False
+        self._max_heap_size = self.DEFAULT_MAX_HEAP_SIZE
+        self._custom_stats: list[StreamStatConfig] = []
+        self._set(kwargs)
+
+    def _copy(self) -> Self:
+        copy = super()._copy()
+        copy._custom_stats = list(self._custom_stats)
+        return copy
+
+    @property
+    def max_heaps(self) -> int:
+        """Partial heaps alive at a time in each substream."""
+        return self._max_heaps
+
+    @max_heaps.setter
+    def max_heaps(self, value: int) -> None:
+        self._max_heaps = count("max_heaps", value, 1)
+
+    @property
+    def substreams(self) -> int:
+        """Number of substreams."""
+        return self._substreams
+
+    @substreams.setter
+    def substreams(self, value: int) -> None:
+        self._substreams = count("substreams", value, 1)
+
+    @property
+    def bug_compat(self) -> int:
+        """Bug compatibility flags."""
+        return self._bug_compat
+
+    @bug_compat.setter
+    def bug_compat(self, value: int) -> None:
+        flags = count("bug_compat", value)
+        if flags & ~BUG_COMPAT_PYSPEAD_0_5_2:
+            raise ValueError(f"unknown compatibility bits in bug_compat: {flags:#x}")
+        self._bug_compat = flags
+
+    @property
+    def memcpy(self) -> int:
+        """How payload is copied."""
+        return self._memcpy
+
+    @memcpy.setter
+    def memcpy(self, value: int) -> None:
+        if value not in (MEMCPY_STD, MEMCPY_NONTEMPORAL):
+            raise ValueError(f"Unknown memcpy function {value!r}")
+        self._memcpy = int(value)
+
+    @property
+    def memory_allocator(self) -> MemoryAllocator:
+        """Where payloads live."""
+        if self._memory_allocator is None:
+            self._memory_allocator = MemoryAllocator()
+        return self._memory_allocator
+
+    @memory_allocator.setter
+    def memory_allocator(self, value: MemoryAllocator | None) -> None:
+        if value is not None and not isinstance(value, MemoryAllocator):
+            raise TypeError(f"not a MemoryAllocator: {value!r}")
+        self._memory_allocator = value
+
+    @property
+    def stop_on_stop_item(self) -> bool:
+        """Whether a stop item ends the stream."""
+        return self._stop_on_stop_item
+
+    @stop_on_stop_item.setter
+    def stop_on_stop_item(self, value: bool) -> None:
+        self._stop_on_stop_item = bool(value)
+
+    @property
+    def allow_unsized_heaps(self) -> bool:
+        """Whether packets without a heap length are accepted."""
+        return self._allow_unsized_heaps
+
+    @allow_unsized_heaps.setter
+    def allow_unsized_heaps(self, value: bool) -> None:
+        self._allow_unsized_heaps = bool(value)
+
+    @property
+    def allow_out_of_order(self) -> bool:
+        """Whether packets of a heap may arrive in any order."""
+        return self._allow_out_of_order
+
+    @allow_out_of_order.setter
+    def allow_out_of_order(self, value: bool) -> None:
+        self._allow_out_of_order = bool(value)
+
+    @property
+    def stream_id(self) -> int:
+        """A number for the user."""
+        return self._stream_id
+
+    @stream_id.setter
+    def stream_id(self, value: int) -> None:
+        self._stream_id = count("stream_id", value)
+
+    @property
+    def explicit_start(self) -> bool:
+        """Whether readers wait for :meth:`Stream.start`."""
+        return self._explicit_start
+
+    @explicit_start.setter
+    def explicit_start(self, value: bool) -> None:
+        self._explicit_start = bool(value)
+
+    @property
+    def max_heap_size(self) -> int:
+        """Bytes of the largest heap that is accepted."""
+        return self._max_heap_size
+
+    @max_heap_size.setter
+    def max_heap_size(self, value: int) -> None:
+        self._max_heap_size = count("max_heap_size", value, 1)
+
+    @property
+    def stats(self) -> list[StreamStatConfig]:
+        """The statistics that can be referred to by index: the core ones and those added."""
+        return [*CORE_STATS, *self._custom_stats]
+
+    def add_stat(
+        self, name: str, mode: StreamStatConfig.Mode = StreamStatConfig.Mode.COUNTER
+    ) -> int:
+        """Add a statistic of the user's own and return its index.
+
+        Raises
+        ------
+        ValueError
+            If there is one of this name.
+        """
+        if name.startswith("xdpspead."):
+            raise ValueError(f"names that begin with xdpspead. are this package's own: {name}")
+        if any(stat.name == name for stat in self.stats):
+            raise ValueError(f"A statistic called {name} already exists")
+        self._custom_stats.append(StreamStatConfig(name, mode))
+        return self.next_stat_index() - 1
+
+    def get_stat_index(self, name: str) -> int:
+        """Return the index of the statistic called `name`.
+
+        Raises
+        ------
+        IndexError
+            If there is none.
+        """
+        for i, stat in enumerate(self.stats):
+            if stat.name == name:
+                return i
+        raise IndexError(f"{name} is not a known statistic name")
+
+    def next_stat_index(self) -> int:
+        """Return the index that the next added statistic will have."""
+        return len(CORE_STATS) + len(self._custom_stats)
+
+
+class RingStreamConfig(_Config):
+    """How finished heaps wait for the user.
+
+    Parameters
+    ----------
+    heaps : int
+        Capacity of the ring between worker and user, at least 1. When it is full the worker waits,
+        and packets pile up where they come from.
+    contiguous_only : bool
+        Whether incomplete heaps are dropped. If False, they come as :class:`IncompleteHeap`.
+    incomplete_keep_payload_ranges : bool
+        Whether :attr:`IncompleteHeap.payload_ranges` tells what arrived.
+
+    Raises
+    ------
+    ValueError
+        If `heaps` is zero.
+    """
+
+    DEFAULT_HEAPS: ClassVar[int] = 4
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._heaps = self.DEFAULT_HEAPS
+        self._contiguous_only = True
+        self._incomplete_keep_payload_ranges = False
+        self._set(kwargs)
+
+    @property
+    def heaps(self) -> int:
+        """Capacity of the ring."""
+        return self._heaps
+
+    @heaps.setter
+    def heaps(self, value: int) -> None:
+        self._heaps = count("heaps", value, 1)
+
+    @property
+    def contiguous_only(self) -> bool:
+        """Whether incomplete heaps are dropped."""
+        return self._contiguous_only
+
+    @contiguous_only.setter
+    def contiguous_only(self, value: bool) -> None:
+        self._contiguous_only = bool(value)
+
+    @property
+    def incomplete_keep_payload_ranges(self) -> bool:
+        """Whether incomplete heaps know which bytes arrived."""
+        return self._incomplete_keep_payload_ranges
+
+    @incomplete_keep_payload_ranges.setter
+    def incomplete_keep_payload_ranges(self, value: bool) -> None:
+        self._incomplete_keep_payload_ranges = bool(value)
