@@ -153,8 +153,8 @@ static void unmute_readers(struct xps_stream *stream)
 	for (struct xps_reader *reader = stream->readers; reader; reader = reader->next) {
 		for (uint32_t i = 0; i < reader->n_watches; i++)
 			xps_loop_unmute(stream->loop, &reader->watches[i].watch);
-		if (reader->blocked || reader->n_watches == 0)
-			xps_loop_again(stream->loop, &reader->again);
+		/* Whatever it was about to do when the stream was blocked. */
+		xps_loop_again(stream->loop, &reader->again);
 		reader->blocked = false;
 	}
 }
@@ -400,7 +400,7 @@ uint32_t xps_batch_push(struct xps_reader *reader, const struct xps_view *views,
 
 	do
 		taken += xps_window_push(window, views + taken, n - taken, stream->credit);
-	while (taken < n && deliver(stream));
+	while (deliver(stream) && taken < n);
 	reader->batch_packets += window->stats[XPS_STAT_PACKETS] - before;
 	return taken;
 }

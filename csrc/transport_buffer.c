@@ -12,26 +12,28 @@
 #define VIEWS_PER_PUSH 64
 /* Packets between two turns of the other readers on the loop. */
 #define VIEWS_PER_POLL 1024
+/* Bytes beyond the next packet that are fetched into the cache: small packets come faster than the hardware guesses. */
+#define PREFETCH 1024
 
 struct buffer_reader {
 	struct xps_reader base;
 	const uint8_t *next, *end;
 	struct xps_view views[VIEWS_PER_PUSH];
+	struct xps_packet packets[VIEWS_PER_PUSH];
 	uint32_t n_views, taken; /* views made, and those of them that the stream has taken */
 	bool begun;
 	int bad_stat;            /* why the packet at `next` cannot be decoded, 0: it can */
 };
 
-/* The bytes of the packet at `data`, or 0 if it cannot be decoded or is not all there. */
-static uint32_t packet_length(struct buffer_reader *buffer, const uint8_t *data, size_t left)
+/* Decode the packet at `data`. Returns its bytes, or 0 if it cannot be decoded or is not all there. */
+static uint32_t decode(struct buffer_reader *buffer, struct xps_packet *packet, const uint8_t *data, size_t left)
 {
-	struct xps_packet packet;
 	uint64_t length;
 
-	buffer->bad_stat = xps_packet_decode(&packet, data, left);
+	buffer->bad_stat = xps_packet_decode(packet, data, left);
 	if (buffer->bad_stat)
 		return 0;
-	length = packet.header_size + packet.payload_length;
+	length = packet->header_size + packet->payload_length;
 	if (length > left || length > UINT32_MAX) {
 		buffer->bad_stat = XPS_STAT_SHORT_PACKET;
 		return 0;
@@ -43,11 +45,14 @@ static void make_views(struct buffer_reader *buffer)
 {
 	buffer->n_views = buffer->taken = 0;
 	while (buffer->n_views < VIEWS_PER_PUSH && buffer->next < buffer->end) {
-		uint32_t length = packet_length(buffer, buffer->next, (size_t)(buffer->end - buffer->next));
+		struct xps_packet *packet = &buffer->packets[buffer->n_views];
+		uint32_t length = decode(buffer, packet, buffer->next, (size_t)(buffer->end - buffer->next));
 
 		if (!length)
 			break;
-		buffer->views[buffer->n_views++] = (struct xps_view){ .data = buffer->next, .length = length };
+		__builtin_prefetch(buffer->next + length + PREFETCH);
+		buffer->views[buffer->n_views++] =
+			(struct xps_view){ .data = buffer->next, .length = length, .decoded = packet };
 		buffer->next += length;
 	}
 }

@@ -39,17 +39,15 @@ struct udp_reader {
 	struct xps_reader_watch watch;
 	uint64_t max_size;
 	uint32_t kernel_drops; /* as the kernel last told, counted since the socket was made */
-	bool knows_drops;
 
 	bool in_batch;
 	uint32_t n_messages, message; /* in the batch, and where we are */
 	uint32_t offset;              /* in the message */
 	struct mmsghdr headers[MESSAGES];
 	struct iovec iovecs[MESSAGES];
-	union {
+	struct {
 		/* Room for UDP_GRO (int) and SO_RXQ_OVFL (uint32_t). */
-		char bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t))];
-		struct cmsghdr align;
+		_Alignas(struct cmsghdr) char bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t))];
 	} control[MESSAGES];
 	uint8_t *buffer;
 	uint32_t message_size; /* room for one message */
@@ -80,15 +78,18 @@ static struct extras read_extras(struct msghdr *message)
 	return extras;
 }
 
-/* The kernel tells a running total (mod 2^32), from before this reader too if the socket is older. */
+/*
+ * The kernel tells the socket's running total (mod 2^32) as it was when the message was queued. Messages that several
+ * cores queued at once may come with totals that step back a little.
+ */
 static void note_drops(struct udp_reader *udp, const struct extras *extras)
 {
-	if (!extras->has_drops)
+	uint32_t more = extras->drops - udp->kernel_drops;
+
+	if (!extras->has_drops || more > INT32_MAX)
 		return;
-	if (udp->knows_drops || extras->drops)
-		xps_stream_count(udp->base.stream, XPS_STAT_UDP_KERNEL_DROPS, extras->drops - udp->kernel_drops);
+	xps_stream_count(udp->base.stream, XPS_STAT_UDP_KERNEL_DROPS, more);
 	udp->kernel_drops = extras->drops;
-	udp->knows_drops = true;
 }
 
 /* Returns the messages received, 0 if there are none now or the socket has an error. */

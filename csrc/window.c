@@ -259,11 +259,12 @@ static int decode(struct xps_packet *packet, const struct xps_view *view)
 
 uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views, uint32_t n, uint32_t credit)
 {
-	struct xps_packet packet;
+	struct xps_packet scratch;
 	uint32_t i;
 
 	for (i = 0; i < n && window->n_out <= credit; i++) {
-		int stat;
+		const struct xps_packet *packet = views[i].decoded;
+		int stat = 0;
 
 		if (unlikely(window->ended)) {
 			window->stats[XPS_STAT_AFTER_STOP] += n - i;
@@ -271,9 +272,12 @@ uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views
 		}
 		if (i + PREFETCH < n)
 			__builtin_prefetch(views[i + PREFETCH].data);
-		stat = decode(&packet, &views[i]);
+		if (!packet) {
+			packet = &scratch;
+			stat = decode(&scratch, &views[i]);
+		}
 		if (likely(!stat)) {
-			process(window, &packet, &views[i]);
+			process(window, packet, &views[i]);
 		} else {
 			window->stats[stat]++;
 			window->news.bad_stat = stat;

@@ -99,6 +99,16 @@ uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port)
 	return port->program.id;
 }
 
+int xps_xdp_port_mode(struct xps_xdp_port *port)
+{
+	int mode;
+
+	pthread_mutex_lock(&port->lock);
+	mode = port->program.mode;
+	pthread_mutex_unlock(&port->lock);
+	return mode;
+}
+
 /* ---------------------------------------------------------------- counters */
 
 /* Memory for one entry of `counters`: a value for each possible CPU. */
@@ -175,13 +185,37 @@ static int find_slot(struct xps_xdp_port *port)
 	return -ENOSPC;
 }
 
-int xps_xdp_port_take_slot(struct xps_xdp_port *port, struct xps_fail *fail)
+/* Caller locks. */
+static bool in_use(const struct xps_xdp_port *port)
 {
-	int slot, err;
+	for (int slot = 0; slot < XPS_STEER_SLOTS; slot++)
+		if (port->slots[slot])
+			return true;
+	return false;
+}
+
+bool xps_xdp_port_in_use(struct xps_xdp_port *port)
+{
+	bool used;
 
 	pthread_mutex_lock(&port->lock);
-	slot = find_slot(port);
+	used = in_use(port);
 	pthread_mutex_unlock(&port->lock);
+	return used;
+}
+
+int xps_xdp_port_take_slot(struct xps_xdp_port *port, struct xps_fail *fail)
+{
+	int slot, err = 0;
+
+	pthread_mutex_lock(&port->lock);
+	/* Its last reader may have gone, and the program with it, just before this one came. */
+	if (port->program.link_fd < 0)
+		err = xps_xdp_program_attach(&port->program, &port->config, fail);
+	slot = err ? err : find_slot(port);
+	pthread_mutex_unlock(&port->lock);
+	if (err)
+		return err;
 	if (slot < 0)
 		return xps_fail_set(fail, ENOSPC, "take slot",
 				    "This process has %d AF_XDP readers on %s already, the most there may be. Give one "
@@ -380,5 +414,7 @@ void xps_xdp_port_give_slot(struct xps_xdp_port *port, int slot)
 	pthread_mutex_lock(&port->lock);
 	clear_slot(port, slot);
 	port->slots[slot] = false;
+	if (!in_use(port))
+		xps_xdp_program_detach(&port->program);
 	pthread_mutex_unlock(&port->lock);
 }

@@ -291,10 +291,16 @@ int xps_xdp_program_attach(struct xps_xdp_program *program, const struct xps_xdp
 	return err ? attach_fail(-err, config, program->frags, fail) : 0;
 }
 
-void xps_xdp_program_unload(struct xps_xdp_program *program)
+void xps_xdp_program_detach(struct xps_xdp_program *program)
 {
 	if (program->link_fd >= 0)
 		close(program->link_fd);
+	program->link_fd = -1;
+}
+
+void xps_xdp_program_unload(struct xps_xdp_program *program)
+{
+	xps_xdp_program_detach(program);
 	if (program->object)
 		bpf_object__close(program->object);
 	*program = (struct xps_xdp_program){ .fd = -1, .link_fd = -1 };

@@ -37,4 +37,5 @@ int xps_xdp_program_load(struct xps_xdp_program *program, uint32_t n_queues, enu
  */
 int xps_xdp_program_attach(struct xps_xdp_program *program, const struct xps_xdp_port_config *config,
 			   struct xps_fail *fail);
+void xps_xdp_program_detach(struct xps_xdp_program *program);
 void xps_xdp_program_unload(struct xps_xdp_program *program);

@@ -250,7 +250,7 @@ static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail
 	case EBUSY:
 		return xps_fail_set(
 			fail, err, step,
-			"Queue %u of %s is bound by another process's AF_XDP socket. Stop that process, or choose "
+			"queue %u of %s is bound by another process's AF_XDP socket. Stop that process, or choose "
 			"other queues.",
 			queue->index, name);
 	case ENODEV:

@@ -35,6 +35,18 @@ uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port)
 	return 0;
 }
 
+int xps_xdp_port_mode(struct xps_xdp_port *port)
+{
+	(void)port;
+	return XPS_XDP_AUTO;
+}
+
+bool xps_xdp_port_in_use(struct xps_xdp_port *port)
+{
+	(void)port;
+	return false;
+}
+
 int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
 		       struct xps_xdp_obtained *obtained, struct xps_fail *fail)
 {

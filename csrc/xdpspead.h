@@ -312,6 +312,10 @@ struct xps_xdp_obtained {
 struct xps_xdp_port *xps_xdp_port_new(const struct xps_xdp_port_config *config, struct xps_fail *fail);
 void xps_xdp_port_free(struct xps_xdp_port *port);
 uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port);
+/* XPS_XDP_NATIVE or XPS_XDP_GENERIC: how the program is attached. */
+int xps_xdp_port_mode(struct xps_xdp_port *port);
+/* Whether it has a reader. Without any the program is not attached; the next reader attaches it again. */
+bool xps_xdp_port_in_use(struct xps_xdp_port *port);
 /* Bind a socket to each queue and steer the endpoints to them. The reader holds the port. */
 int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
 		       struct xps_xdp_obtained *obtained, struct xps_fail *fail);

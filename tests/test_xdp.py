@@ -7,6 +7,7 @@ Needs root and a kernel with AF_XDP. Elsewhere the tests are skipped with the re
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -226,8 +227,9 @@ def test_segmenting_sender_is_received_or_counted_and_never_corrupts(lab, mode):
         got.append(heap.cnt)
     if mode == "native":  # the driver gets the segments one by one
         assert got == [*range(20), 100]
-    else:  # one super-packet, whose UDP length is not its own: passed to the kernel, and counted
-        lost = stream.stats[XDP["bad_length"]] + stream.stats[XDP["bad_frame"]]
+    else:  # one super-packet: a datagram that is longer than the SPEAD packet at its head
+        lost = sum(stream.stats[XDP[name]] for name in ("bad_length", "bad_frame", "rx_dropped"))
+        lost += refusals(stream.stats).get("long_packet", 0)
         assert len(got) == 21 or lost == 1, stats_of(stream)
 
 
@@ -546,13 +548,22 @@ def test_stream_that_stays_unread_can_be_read_again(lab):
 # Attaching and detaching
 
 
-def test_stop_detaches_and_frees_the_program(lab):
+def test_stop_detaches(lab):
     stream, port = lab.receiver()
     lab.assert_receives(stream, port)
-    program = lab.program()
-    assert program is not None
+    assert lab.program() is not None
     stream.stop()
     lab.wait_detached()
+
+
+def test_program_is_unloaded_with_the_last_stream(lab):
+    stream = new_stream()
+    port = lab.add_reader(stream)
+    lab.assert_receives(stream, port)
+    program = lab.program()
+    stream.stop()
+    del stream
+    gc.collect()
 
     def loaded() -> bool:
         done = subprocess.run(
@@ -573,15 +584,30 @@ def test_dropping_the_stream_detaches(lab):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_receivers_come_and_go_at_once(lab, mode):
-    before = None
     for _ in range(20):
-        stream, port = lab.receiver(mode=mode)
+        stream = new_stream()
+        port = lab.add_reader(stream, mode=mode)
         lab.assert_receives(stream, port, n=2)
         stream.stop()
-        if before is None:
-            before = len(os.listdir("/proc/self/fd"))
     lab.wait_detached()
-    assert len(os.listdir("/proc/self/fd")) <= before + 40 + 2  # the 40 senders of the laboratory
+
+
+def test_receivers_that_are_gone_leave_no_descriptors(lab):
+    def open_fds() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def one_life():
+        stream = new_stream()
+        lab.add_reader(stream)
+        stream.stop()
+
+    one_life()
+    gc.collect()
+    before = open_fds()
+    for _ in range(20):
+        one_life()
+    gc.collect()
+    wait_for(lambda: open_fds() <= before, f"no more than {before} open descriptors")
 
 
 RECEIVER = """
@@ -685,7 +711,7 @@ def assert_helpful(error, *words: str) -> None:
     assert error.step
     assert error.errno
     for word in words:
-        assert word in str(error), str(error)
+        assert word.lower() in str(error).lower(), str(error)
 
 
 def test_no_such_interface(lab):
@@ -802,7 +828,12 @@ DROP = """
 """
 
 NET_ADMIN, NET_RAW, SYS_ADMIN, BPF = 12, 13, 21, 39
-CAPABILITIES = {"CAP_NET_RAW": [NET_RAW], "CAP_NET_ADMIN": [NET_ADMIN], "CAP_BPF": [BPF, SYS_ADMIN]}
+# CAP_SYS_ADMIN stands in for both of the last two.
+CAPABILITIES = {
+    "CAP_NET_RAW": [NET_RAW],
+    "CAP_NET_ADMIN": [NET_ADMIN, SYS_ADMIN],
+    "CAP_BPF": [BPF, SYS_ADMIN],
+}
 
 
 def without(lab, capability, fallback=False):

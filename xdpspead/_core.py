@@ -237,6 +237,17 @@ class XdpPort:
         self.c = ffi.gc(port, lib.xps_xdp_port_free)
 
     @property
+    def mode(self) -> str:
+        """Mode in which the program is attached: ``"native"`` or ``"generic"``."""
+        mode = lib.xps_xdp_port_mode(self.c)
+        return "native" if mode == lib.XPS_XDP_NATIVE else "generic"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it has a reader; without, the program is not attached."""
+        return bool(lib.xps_xdp_port_in_use(self.c))
+
+    @property
     def program_id(self) -> int:
         """The kernel's number for the attached program."""
         return int(lib.xps_xdp_port_program_id(self.c))

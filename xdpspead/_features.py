@@ -46,9 +46,11 @@ _CAP_IPC_LOCK = 14
 _CAP_SYS_ADMIN = 21
 _CAP_BPF = 39
 
+# Always all of them, because granting replaces what was granted before.
 _HOW_TO_GRANT = (
-    "Run as root, or grant {0} to the service (systemd: AmbientCapabilities={1}) "
-    "or to the interpreter (setcap {2}+ep {3})."
+    "Run as root, or grant CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF to the service (systemd: "
+    "AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN CAP_BPF) or to the interpreter "
+    "(sudo setcap cap_net_raw,cap_net_admin,cap_bpf+ep {interpreter})."
 )
 _HOW_TO_REBUILD = "then build xdpspead from source again."
 
@@ -126,7 +128,7 @@ class Features:
             return Feature("af_xdp", True, "an AF_XDP socket can be created")
         detail = f"creating an AF_XDP socket failed: {os.strerror(number)}"
         if number == errno.EPERM:
-            return Feature("af_xdp", False, detail, _grant("CAP_NET_RAW"))
+            return Feature("af_xdp", False, detail, _how_to_grant())
         return Feature("af_xdp", False, detail, "Use a kernel that has CONFIG_XDP_SOCKETS.")
 
     @property
@@ -137,7 +139,7 @@ class Features:
             return Feature("bpf", True, "an XSKMAP can be created")
         detail = f"creating an XSKMAP failed: {os.strerror(number)}"
         if number == errno.EPERM:
-            return Feature("bpf", False, detail, _grant("CAP_BPF", "CAP_NET_ADMIN"))
+            return Feature("bpf", False, detail, _how_to_grant())
         return Feature(
             "bpf",
             False,
@@ -337,16 +339,11 @@ def _has_capability(*bits: int) -> bool:
 def _capability(name: str, capability: str, *bits: int) -> Feature:
     if _has_capability(*bits):
         return Feature(name, True, f"this process has {capability}")
-    return Feature(name, False, f"this process lacks {capability}", _grant(capability))
+    return Feature(name, False, f"this process lacks {capability}", _how_to_grant())
 
 
-def _grant(*capabilities: str) -> str:
-    return _HOW_TO_GRANT.format(
-        " and ".join(capabilities),
-        " ".join(capabilities),
-        ",".join(capabilities).lower(),
-        os.path.realpath(sys.executable),
-    )
+def _how_to_grant() -> str:
+    return _HOW_TO_GRANT.format(interpreter=os.path.realpath(sys.executable))
 
 
 def _mebibytes(n_bytes: int) -> str:

@@ -126,6 +126,7 @@ class _Stream:
         self._n_custom_stats = len(self._stat_config) - _core.N_STATS
         self._readers: list[ReaderInfo] = []
         self._pending: list[Callable[[], None]] = []
+        self._joined: list[socket_module.socket] = []  # to multicast groups, for AF_XDP readers
         self._started = not self._config.explicit_start
         self._popped: deque[_core.CHeap] = deque()
         self._batch = _ITERATION_BATCH
@@ -363,7 +364,7 @@ class _Stream:
 
         def begin() -> ReaderInfo | None:
             try:
-                return open_reader(self._core, config)
+                return open_reader(self._core, config, self._joined)
             except XdpError as error:
                 if not config.fallback:
                     raise
@@ -425,6 +426,12 @@ class _Stream:
         """
         self._pending.clear()
         self._core.stop()
+        while self._joined:
+            self._joined.pop().close()
+        if any(reader.transport == "udp_xdp" for reader in self._readers):
+            from ._xdp import release_ports
+
+            release_ports()
 
     @property
     def readers(self) -> list[ReaderInfo]:

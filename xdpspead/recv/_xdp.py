@@ -309,8 +309,7 @@ _ports: dict[tuple[int, int], _core.XdpPort] = {}
 
 def _open_port(config: UdpXdpConfig, interface: _Interface) -> _core.XdpPort:
     """Return the port of an interface: all streams of the process share it. Lock held."""
-    for key in [key for key, port in _ports.items() if not port.n_readers]:
-        del _ports[key]
+    _forget_unused()
     key = (interface.namespace, interface.index)
     if key not in _ports:
         _ports[key] = _core.XdpPort(
@@ -320,14 +319,26 @@ def _open_port(config: UdpXdpConfig, interface: _Interface) -> _core.XdpPort:
             mtu=interface.mtu,
             multi_buffer=min(config.max_size + _MAX_HEADERS, interface.mtu + 14 + 8) > 3000,
         )
-    return _ports[key]
+    port = _ports[key]
+    if config.mode not in ("auto", port.mode):
+        raise XdpError(
+            errno.EBUSY,
+            f"choose mode: a stream of this process uses {interface.name} in {port.mode} mode "
+            f"already; all have to use the same, or mode='auto'",
+            "choose mode",
+        )
+    return port
+
+
+def _forget_unused() -> None:
+    for key in [key for key, port in _ports.items() if not port.in_use]:
+        del _ports[key]
 
 
 def release_ports() -> None:
-    """Forget the ports that no reader uses any more, and with them their programs."""
+    """Forget the ports that no reader uses any more, and with them their programs and maps."""
     with _lock:
-        for key in [key for key, port in _ports.items() if not port.n_readers]:
-            del _ports[key]
+        _forget_unused()
 
 
 # ------------------------------------------------------------------ readers
@@ -370,8 +381,13 @@ def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
     return endpoints
 
 
-def open_reader(stream: _core.Stream, config: UdpXdpConfig) -> ReaderInfo | None:
+def open_reader(
+    stream: _core.Stream, config: UdpXdpConfig, joined: list[socket.socket]
+) -> ReaderInfo | None:
     """Add an AF_XDP reader to the stream and tell what it is; None if the stream has stopped.
+
+    Sockets that have joined the endpoints' multicast groups are appended to `joined`; the groups
+    are received as long as they are open.
 
     Raises
     ------
@@ -388,7 +404,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig) -> ReaderInfo | None
         queues = _check_queues(config, interface)
         with _lock:
             port = _open_port(config, interface)
-            stream.held += join_groups(endpoints, interface.index)
+            joined += join_groups(endpoints, interface.index)
             obtained = stream.add_xdp_reader(
                 port,
                 endpoints,

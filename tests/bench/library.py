@@ -1,0 +1,57 @@
+"""Load the package under test or the peer, which have the same API.
+
+The parent process imports neither of them; it asks a child what there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from typing import Any, NamedTuple
+
+OURS = "xdpspead"
+PEER = "spead2"
+LIBRARIES = (OURS, PEER)
+
+
+class Library(NamedTuple):
+    """A package with spead2's API."""
+
+    name: str
+    base: Any
+    recv: Any
+
+
+def load(name: str) -> Library:
+    """Import the package *name* and its ``recv`` module."""
+    if name not in LIBRARIES:
+        raise ValueError(f"{name!r} is not one of {', '.join(LIBRARIES)}")
+    return Library(name, importlib.import_module(name), importlib.import_module(f"{name}.recv"))
+
+
+def memory_pool(library: Library, heap_size: int, in_flight: int) -> Any:
+    """Return a memory pool that never runs empty while *in_flight* heaps are somewhere."""
+    # The range is as narrow as the manual advises, and wide enough for heaps of one size only.
+    return library.base.MemoryPool(heap_size, heap_size, in_flight, in_flight)
+
+
+def thread_cpu_ns() -> dict[int, int]:
+    """Return the CPU time of each thread of this process, in nanoseconds."""
+    times = {}
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/schedstat") as file:
+            times[int(thread)] = int(file.read().split()[0])
+    return times
+
+
+def child(arguments: dict[str, Any]) -> None:
+    """Print, as JSON, what the installed package *name* is."""
+    try:
+        library = load(arguments["name"])
+    except ImportError as error:
+        print(json.dumps({"error": str(error)}))
+        return
+    version = getattr(library.base, "__version__", "unknown")
+    xdp = hasattr(library.recv, "UdpXdpConfig")
+    print(json.dumps({"version": version, "xdp": xdp, "path": library.base.__file__}))

@@ -1,0 +1,181 @@
+"""One measurement from a memory buffer, in a process of its own.
+
+The buffer is larger than the core's caches. It is read again and again, each time by a new stream,
+until the time is over; the first reading warms everything up and is not counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bench import library, packets
+
+MAX_HEAPS = 4
+RING_HEAPS = 32
+
+
+def child(arguments: dict[str, Any]) -> None:
+    """Measure what *arguments* ask for and print it as JSON."""
+    modes = {
+        "core": measure_stream,
+        "iterate": measure_stream,
+        "update": measure_stream,
+        "memcpy": measure_memcpy,
+    }
+    print(json.dumps(modes[arguments["mode"]](arguments)))
+
+
+def _traffic(arguments: dict[str, Any]) -> packets.Traffic:
+    payload, per_heap = arguments["payload"], arguments["packets_per_heap"]
+    n_heaps = max(16, arguments["buffer_size"] // ((payload + 40) * per_heap))
+    return packets.make(payload, per_heap, min(n_heaps, arguments["max_heaps"]))
+
+
+def _drain(stream: Any) -> Any:
+    last = None
+    for heap in stream:
+        last = heap
+    return last
+
+
+def _update_into(group: Any) -> Callable[[Any], Any]:
+    def drain(stream: Any) -> Any:
+        last = None
+        for heap in stream:
+            group.update(heap)
+            last = heap
+        return last
+
+    return drain
+
+
+class _Reading:
+    """Streams that read one buffer, one after the other, with the same threads and memory."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.lib = lib = library.load(arguments["library"])
+        self.payload = arguments["payload"]
+        self.per_heap = arguments["packets_per_heap"]
+        self.traffic = _traffic(arguments)
+        # Threads that a library starts inherit the core of the thread that starts them.
+        os.sched_setaffinity(0, {arguments["worker_core"]})
+        self.pool = lib.base.ThreadPool(1, [arguments["worker_core"]])
+        os.sched_setaffinity(0, {arguments["python_core"]})
+        heap_size = self.payload * self.per_heap
+        # In the ring, being built, and in the hands of Python and the worker.
+        self.memory = library.memory_pool(lib, heap_size, RING_HEAPS + MAX_HEAPS + 8)
+        self.drain: Callable[[Any], Any] = _drain
+        if arguments["mode"] == "update":
+            group = lib.base.ItemGroup()
+            group.add_item(packets.ITEM_ID, "data", "payload", (heap_size,), np.uint8)
+            self.drain = _update_into(group)
+
+    def once(self) -> tuple[float, int, int]:
+        """Read the buffer; return wall time in s, CPU time of Python's thread and of all others."""
+        stream = self.lib.recv.Stream(
+            self.pool,
+            self.lib.recv.StreamConfig(max_heaps=MAX_HEAPS, memory_allocator=self.memory),
+            self.lib.recv.RingStreamConfig(heaps=RING_HEAPS),
+        )
+        before = library.thread_cpu_ns()
+        start = time.perf_counter()
+        stream.add_buffer_reader(self.traffic.buffer)
+        last = self.drain(stream)
+        wall = time.perf_counter() - start
+        time.sleep(0.002)  # the kernel accounts for a thread when it leaves its core
+        after = library.thread_cpu_ns()
+        _check(stream, last, self.traffic, self.payload, self.per_heap)
+        me = threading.get_native_id()
+        total = sum(after.values()) - sum(before.values())
+        python = after[me] - before[me]
+        return wall, python, total - python
+
+
+def measure_stream(arguments: dict[str, Any]) -> dict[str, float]:
+    """Measure a stream that reads the buffer.
+
+    Returns
+    -------
+    dict
+        ``worker_ns`` (CPU time of all threads but Python's), ``python_ns`` (CPU time of Python's)
+        and ``wall_ns``, each per packet; ``heaps_per_s``; ``packets`` counted.
+    """
+    reading = _Reading(arguments)
+    reading.once()
+    wall, python, worker, rounds = 0.0, 0, 0, 0
+    while wall < arguments["seconds"]:
+        once = reading.once()
+        wall += once[0]
+        python += once[1]
+        worker += once[2]
+        rounds += 1
+    n_heaps = rounds * reading.traffic.n_heaps
+    n_packets = n_heaps * reading.per_heap
+    return {
+        "worker_ns": worker / n_packets,
+        "python_ns": python / n_packets,
+        "wall_ns": 1e9 * wall / n_packets,
+        "heaps_per_s": n_heaps / wall,
+        "packets": n_packets,
+    }
+
+
+def _check(stream: Any, last: Any, traffic: packets.Traffic, payload: int, per_heap: int) -> None:
+    stats = stream.stats
+    if stats["packets"] != traffic.n_heaps * per_heap or stats["heaps"] != traffic.n_heaps:
+        raise RuntimeError(
+            f"{stats['heaps']} heaps of {stats['packets']} packets came out of "
+            f"{traffic.n_heaps} heaps of {traffic.n_heaps * per_heap} packets"
+        )
+    if last is None or last.cnt != traffic.n_heaps:
+        raise RuntimeError("the last heap did not arrive last")
+    wrong = packets.check_heap(last, payload, per_heap)
+    if wrong:
+        raise RuntimeError(wrong)
+
+
+def measure_memcpy(arguments: dict[str, Any]) -> dict[str, float]:
+    """Measure memcpy of the same payloads into as many buffers as a stream has in use."""
+    payload, per_heap = arguments["payload"], arguments["packets_per_heap"]
+    traffic = _traffic(arguments)
+    os.sched_setaffinity(0, {arguments["worker_core"]})
+    lib = ctypes.CDLL(arguments["floor"])
+    lib.floor_memcpy.restype = None
+    size = ctypes.c_size_t
+    n_buffers = arguments["buffers"]
+    blocks = [ctypes.create_string_buffer(payload * per_heap) for _ in range(n_buffers)]
+    buffers = (ctypes.c_void_p * n_buffers)(*[ctypes.addressof(block) for block in blocks])
+
+    def one_round() -> float:
+        start = time.perf_counter()
+        lib.floor_memcpy(
+            ctypes.c_void_p(traffic.buffer.ctypes.data),
+            size(traffic.n_heaps),
+            size(traffic.heap_stride),
+            ctypes.c_void_p(traffic.payload_at.ctypes.data),
+            size(per_heap),
+            size(payload),
+            buffers,
+            size(n_buffers),
+        )
+        return time.perf_counter() - start
+
+    one_round()
+    total, rounds = 0.0, 0
+    while total < arguments["seconds"]:
+        total += one_round()
+        rounds += 1
+    last = (traffic.n_heaps - 1) % n_buffers
+    wanted = [packets.expected_packet(traffic.n_heaps, i, payload) for i in range(per_heap)]
+    if blocks[last].raw != np.concatenate(wanted).tobytes():
+        raise RuntimeError("the floor copied wrong bytes")
+    n_packets = rounds * traffic.n_heaps * per_heap
+    return {"wall_ns": 1e9 * total / n_packets, "packets": n_packets}

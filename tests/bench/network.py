@@ -1,0 +1,342 @@
+"""Measurements over a veth pair: the generator in one namespace, a receiver in the other."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, NamedTuple
+
+from bench.paths import ROOT, RUN
+
+PORT = 8888
+_ANSWER_S = 20.0
+_SETTLE_S = 0.1
+# A lower rate than asked for means that the sender's core, which also does the kernel's half of
+# receiving, was the limit.
+_SENDER_LIMITED = 0.97
+
+
+class MeasurementError(Exception):
+    """A measurement did not come to a result."""
+
+
+class Receiver(NamedTuple):
+    """A way to receive."""
+
+    library: str
+    transport: str
+    tuned: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.library} {self.transport.upper()}{' tuned' if self.tuned else ''}"
+
+
+class Load(NamedTuple):
+    """What is sent, and on which cores it is sent and received."""
+
+    payload: int
+    packets_per_heap: int
+    udp_checksum: bool
+    sender_core: int
+    receiver_core: int
+
+
+class Trial(NamedTuple):
+    """What became of one burst of packets.
+
+    Attributes
+    ----------
+    offered, achieved
+        Packets per second asked for and really sent.
+    sent, refused, received
+        Packets; those refused did not fit into the receiving interface's ring (None: not known).
+    loss
+        Part of those sent that was not received.
+    cpu_ns
+        CPU time of the whole receiving process per packet received.
+    python_ns
+        That of Python's main thread.
+    """
+
+    offered: float
+    achieved: float
+    sent: int
+    refused: int | None
+    received: int
+    loss: float
+    cpu_ns: float
+    python_ns: float
+    max_rss: int
+    stats: dict[str, int]
+    readers: list[str]
+
+    @property
+    def sender_limited(self) -> bool:
+        """Whether the sender did not reach the rate asked for."""
+        return self.achieved < _SENDER_LIMITED * self.offered
+
+
+def netlab() -> ModuleType:
+    """Import the laboratory from the tree, without the package around it."""
+    name = "xdpspead_netlab"
+    if name not in sys.modules:
+        path = ROOT / "xdpspead" / "_netlab.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise MeasurementError(f"{path} is missing")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+class _Child:
+    """A child process that answers lines with lines of JSON."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
+        self.process = process
+        self.name = name
+        self._buffer = b""
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the next answer says what happened
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def line(self, timeout_s: float = _ANSWER_S) -> str:
+        """Return the next line that the child prints."""
+        assert self.process.stdout is not None
+        fd = self.process.stdout.fileno()
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([fd], [], [], left)[0]:
+                raise MeasurementError(f"{self.name} did not answer within {timeout_s:g} s")
+            data = os.read(fd, 65536)
+            if not data:
+                status = self.process.wait()
+                raise MeasurementError(f"{self.name} ended with status {status}")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode()
+
+    def ask(self, line: str) -> dict[str, Any]:
+        self.tell(line)
+        return self.answer()
+
+    def answer(self, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
+        text = self.line(timeout_s)
+        try:
+            answer: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError:
+            raise MeasurementError(f"{self.name} said: {text}") from None
+        if "error" in answer:
+            raise MeasurementError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def end(self) -> int:
+        """Close the child's input, wait until it has ended, and return its status."""
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        return int(self.process.returncode)
+
+
+class Bench:
+    """A veth pair with the generator at one end; :meth:`receiver` starts the other.
+
+    Parameters
+    ----------
+    lab
+        The laboratory, entered.
+    generator
+        The generator and its BPF program.
+    load
+        What to send.
+    log
+        Where the receivers' warnings go; None for standard error.
+    """
+
+    def __init__(
+        self, lab: Any, generator: tuple[Path, Path], load: Load, log: IO[str] | None = None
+    ) -> None:
+        self.lab = lab
+        self.load = load
+        self._log = log
+        self._generator = generator
+        self._next_heap = 1
+
+    @contextlib.contextmanager
+    def receiver(self, receiver: Receiver) -> Iterator[Running]:
+        """Run a fresh receiving process for the time of a ``with`` block."""
+        arguments = {
+            **receiver._asdict(),
+            "core": self.load.receiver_core,
+            "payload": self.load.payload,
+            "packets_per_heap": self.load.packets_per_heap,
+            "address": self.lab.rx.ipv4,
+            "port": PORT,
+            "interface": self.lab.rx.interface,
+        }
+        process = self.lab.rx.popen(
+            [sys.executable, "-P", str(RUN), "receive", json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        child = _Child(process, str(receiver))
+        try:
+            ready = child.answer()
+            yield Running(self, child, ready["buffer_size"])
+            child.tell("quit")
+        finally:
+            status = child.end()
+        if status != 0:
+            raise MeasurementError(f"{receiver} ended with status {status}")
+
+    def start_generator(self, rate: float, seconds: float) -> _Child:
+        """Start a generator that waits for a line on its standard input."""
+        program, bpf_object = self._generator
+        load, lab = self.load, self.lab
+        count = max(1, round(rate * seconds))
+        command = [
+            *(program, "--object", bpf_object, "--interface", lab.tx.interface, "--wait"),
+            *("--dst-mac", lab.rx.mac, "--dst-ip", lab.rx.ipv4, "--src-ip", lab.tx.ipv4),
+            *("--rate", f"{rate:.0f}", "--count", str(count), "--port", str(PORT)),
+            *("--payload", str(load.payload), "--packets-per-heap", str(load.packets_per_heap)),
+            *("--pin-core", str(load.sender_core), "--first-heap", str(self._next_heap)),
+        ]
+        if load.udp_checksum:
+            command.append("--udp-checksum")
+        # Heap ids are never used twice, so that late packets cannot look like new heaps.
+        self._next_heap += count // load.packets_per_heap + 1000
+        process = lab.tx.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return _Child(process, "the generator")
+
+
+class Running:
+    """A receiver that is running; *buffer_size* is its socket's, 0 where there is none."""
+
+    def __init__(self, bench: Bench, child: _Child, buffer_size: int) -> None:
+        self.buffer_size = buffer_size
+        self._bench = bench
+        self._child = child
+
+    def trial(self, rate: float, seconds: float) -> Trial:
+        """Send *seconds* worth of packets at *rate* packets per second and see what arrives."""
+        generator = self._bench.start_generator(rate, seconds)
+        try:
+            if generator.line() != "ready":
+                raise MeasurementError("the generator did not start")
+            before = self._child.ask("snap")
+            generator.tell("go")
+            # It ends itself, at the latest 1 s after 1.2 times the nominal time.
+            sent = generator.answer(2 * seconds + _ANSWER_S)
+        finally:
+            generator.end()
+        time.sleep(_SETTLE_S)  # for what is still in buffers
+        after = self._child.ask("snap")
+        if after["heaps"] > before["heaps"]:
+            wrong = self._child.ask("check")["wrong"]
+            if wrong:
+                raise MeasurementError(f"{self._child.name}: {wrong}")
+        return _trial(rate, sent, before, after)
+
+
+def _trial(
+    rate: float, sent: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+) -> Trial:
+    if sent["interrupted"]:
+        raise KeyboardInterrupt
+    stats = {name: value - before["stats"].get(name, 0) for name, value in after["stats"].items()}
+    received = stats["packets"]
+    if received > sent["sent"]:
+        raise MeasurementError(f"{received} packets received of {sent['sent']} sent")
+    per_packet = 1 / max(received, 1)
+    return Trial(
+        offered=rate,
+        achieved=sent["pps"],
+        sent=sent["sent"],
+        refused=sent["dropped"],
+        received=received,
+        loss=1 - received / max(sent["sent"], 1),
+        cpu_ns=(after["cpu_ns"] - before["cpu_ns"]) * per_packet,
+        python_ns=(after["python_ns"] - before["python_ns"]) * per_packet,
+        max_rss=after["max_rss"],
+        stats=stats,
+        readers=after["readers"],
+    )
+
+
+class Search(NamedTuple):
+    """Bounds of a search for the highest rate."""
+
+    low: float = 100e3
+    high: float = 2.4e6
+    trials: int = 6
+    seconds: float = 0.5
+    max_loss: float = 0.001
+
+
+class Highest(NamedTuple):
+    """The highest rate found, in packets per second, and whether the sender was the limit."""
+
+    pps: float
+    sender_limited: bool
+    trials: list[Trial]
+
+
+def highest_rate(running: Running, search: Search) -> Highest:
+    """Find the highest rate with next to no loss, by bisection on a logarithmic scale.
+
+    A rate that fails is tried once more, because one hiccup of the machine is not the receiver's.
+    What counts is the rate that was really sent.
+    """
+    low, high = search.low, search.high
+    best: Trial | None = None
+    trials = []
+    for _ in range(search.trials):
+        rate = (low * high) ** 0.5
+        for _ in range(2):
+            trial = running.trial(rate, search.seconds)
+            trials.append(trial)
+            if trial.loss < search.max_loss:
+                break
+        if trial.loss < search.max_loss:
+            low = rate
+            if best is None or trial.achieved > best.achieved:
+                best = trial
+        else:
+            high = rate
+    if best is None:
+        return Highest(0.0, False, trials)
+    return Highest(best.achieved, best.sender_limited, trials)
+
+
+def sustained(running: Running, rate: float, seconds: float) -> Trial:
+    """Return a trial in which *rate* was really sent; the best of three where it never was."""
+    best: Trial | None = None
+    for _ in range(3):
+        trial = running.trial(rate, seconds)
+        if not trial.sender_limited:
+            return trial
+        if best is None or trial.achieved > best.achieved:
+            best = trial
+    assert best is not None
+    return best

@@ -1,0 +1,287 @@
+"""What was measured: samples by name, and the tables, ratios and verdicts made from them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.library import OURS, PEER
+
+FORMAT = 1
+
+
+class Ratio(NamedTuple):
+    """A line of the first table: one figure divided by another, and which way is good."""
+
+    name: str
+    over: str
+    under: str
+    lower_is_better: bool
+
+
+class Check(NamedTuple):
+    """A promise about a ratio."""
+
+    promise: str
+    over: str
+    under: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+class Verdict(NamedTuple):
+    """What became of a promise; *value* is None where it was not measured."""
+
+    check: Check
+    value: float | None
+
+    @property
+    def word(self) -> str:
+        """PASS, FAIL or SKIP."""
+        if self.value is None:
+            return "SKIP"
+        check = self.check
+        good = (check.at_most is None or self.value <= check.at_most) and (
+            check.at_least is None or self.value >= check.at_least
+        )
+        return "PASS" if good else "FAIL"
+
+    def __str__(self) -> str:
+        check = self.check
+        limit = f"<= {check.at_most:g}" if check.at_most is not None else f">= {check.at_least:g}"
+        measured = "not measured" if self.value is None else f"measured {self.value:.3f}"
+        return f"{self.word}  {check.promise}: {limit}, {measured}"
+
+
+class Results:
+    """Samples by name; the figure of a name is the median of its samples.
+
+    Names read ``part/case/subject/metric``; the metric says the unit: ``…_ns`` per packet,
+    ``…_per_s``, ``pps`` or ``bytes``.
+    """
+
+    def __init__(self) -> None:
+        self.samples: dict[str, list[float]] = {}
+        self.notes: list[str] = []
+        self.trials: list[dict[str, Any]] = []
+        self.machine: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """Add a sample."""
+        self.samples.setdefault(name, []).append(value)
+
+    def note(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def figure(self, name: str) -> float | None:
+        """Return the median of the samples, None without any."""
+        samples = self.samples.get(name)
+        return statistics.median(samples) if samples else None
+
+    def ratio(self, over: str, under: str) -> float | None:
+        """Return the quotient of two figures, None unless both were measured."""
+        top, bottom = self.figure(over), self.figure(under)
+        return None if top is None or not bottom else top / bottom
+
+    def ratios(self) -> Iterator[tuple[Ratio, float]]:
+        """Yield each ratio between ours and a peer or a floor that was measured."""
+        for ratio in _possible_ratios(self.samples):
+            value = self.ratio(ratio.over, ratio.under)
+            if value is not None:
+                yield ratio, value
+
+    def verdicts(self) -> list[Verdict]:
+        """Return what became of the promises."""
+        return [Verdict(check, self.ratio(check.over, check.under)) for check in CHECKS]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, ready for :func:`json.dump`."""
+        return {
+            "format": FORMAT,
+            "machine": self.machine,
+            "options": self.options,
+            "ratios": {ratio.name: value for ratio, value in self.ratios()},
+            "checks": [
+                {"promise": v.check.promise, "value": v.value, "verdict": v.word}
+                for v in self.verdicts()
+            ],
+            "figures": {name: self.figure(name) for name in self.samples},
+            "samples": self.samples,
+            "notes": self.notes,
+            "trials": self.trials,
+        }
+
+
+# ---- names and the questions asked of them ------------------------------------------------------
+
+_MEMORY_METRICS = {
+    "two_cores_wall_ns": "time per packet, worker and Python on two cores",
+    "two_cores_worker_ns": "CPU time of the worker per packet, on two cores",
+    "one_core_wall_ns": "time per packet, worker and Python on one core",
+    "one_core_worker_ns": "CPU time of the worker per packet, on one core",
+}
+
+
+def size_name(size: int) -> str:
+    """Return 64 as "64 B" and 8192 as "8 KiB"."""
+    return f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
+
+
+def _possible_ratios(samples: dict[str, list[float]]) -> Iterator[Ratio]:
+    """Yield a ratio for every name of ours and whatever there is to compare it with."""
+    for name in samples:
+        part, case, subject, metric = name.split("/")
+        if subject != OURS:
+            continue
+        theirs = f"{part}/{case}/{PEER}/{metric}"
+        if part == "memory":
+            size = size_name(int(case))
+            what = _MEMORY_METRICS[metric]
+            yield Ratio(f"core, {size}: {what}, of {PEER}'s", name, theirs, True)
+            if metric == "two_cores_wall_ns":
+                floor = f"memory/{case}/memcpy/wall_ns"
+                yield Ratio(f"core, {size}: speed, of memcpy's", floor, name, False)
+        elif part == "iterate":
+            mode, _, size_text = case.partition("-")
+            how = "iterated over" if mode == "iterate" else "put into an ItemGroup"
+            size = size_name(int(size_text))
+            what = f"one-packet heaps of {size} {how} per second"
+            yield Ratio(f"{what}, of {PEER}'s", name, theirs, False)
+        else:
+            # spead2 has no AF_XDP: its UDP is what both of ours are compared with.
+            theirs = f"udp/{case}/{PEER}/{metric}"
+            transport = "AF_XDP" if part == "xdp" else "UDP"
+            if metric == "cpu_ns":
+                what = f"CPU time per packet at {int(case) // 1000} kpps"
+                yield Ratio(f"{transport}: {what}, of {PEER} UDP's", name, theirs, True)
+            elif metric == "pps":
+                settings = "tuned" if case.endswith("-tuned") else "default settings"
+                what = f"highest rate with under 0.1 % loss, {settings}"
+                yield Ratio(f"{transport}: {what}, of {PEER} UDP's", name, theirs, False)
+
+
+CHECKS = [
+    Check(
+        "AF_XDP: CPU time per packet at 400 kpps, of spead2 UDP's",
+        f"xdp/400000/{OURS}/cpu_ns",
+        f"udp/400000/{PEER}/cpu_ns",
+        at_most=0.6,
+    ),
+    Check(
+        "AF_XDP: highest rate with under 0.1 % loss, default settings, of spead2 UDP's",
+        f"xdp/highest/{OURS}/pps",
+        f"udp/highest/{PEER}/pps",
+        at_least=2.0,
+    ),
+    Check(
+        "core at 64 B: time per packet, of spead2's",
+        f"memory/64/{OURS}/two_cores_wall_ns",
+        f"memory/64/{PEER}/two_cores_wall_ns",
+        at_most=1.0,
+    ),
+    Check(
+        "core at 64 B: the worker's CPU time per packet, of spead2's",
+        f"memory/64/{OURS}/two_cores_worker_ns",
+        f"memory/64/{PEER}/two_cores_worker_ns",
+        at_most=1.0,
+    ),
+    Check(
+        "core at 8 KiB: speed, of memcpy's",
+        "memory/8192/memcpy/wall_ns",
+        f"memory/8192/{OURS}/two_cores_wall_ns",
+        at_least=0.8,
+    ),
+]
+
+
+# ---- printing -----------------------------------------------------------------------------------
+
+
+def _format_figure(name: str, value: float) -> str:
+    part, case, _, metric = name.split("/")
+    if metric.endswith("_ns"):
+        text = f"{value:,.1f} ns/packet"
+        if part == "memory":
+            text += f"  {8 * int(case) / value:,.1f} Gb/s"
+        return text
+    if metric == "pps":
+        return f"{value / 1e6:,.3f} Mpps"
+    if metric == "bytes":
+        return f"{value / 2**20:,.0f} MiB"
+    return f"{value:,.0f} heaps/s"
+
+
+def _spread(samples: list[float]) -> str:
+    return f"{min(samples):,.4g} … {max(samples):,.4g} ({len(samples)})"
+
+
+def print_results(results: Results) -> None:
+    """Print ratios first, then verdicts, figures, notes and the machine."""
+    rows = [
+        (f"{value:7.2f}x  {'lower' if ratio.lower_is_better else 'higher'} is better", ratio.name)
+        for ratio, value in results.ratios()
+    ]
+    print("Ratios")
+    for left, right in rows or [("none", f"only one of {OURS} and {PEER} was measured")]:
+        print(f"  {left:30}  {right}")
+    print("\nPromises")
+    for verdict in results.verdicts():
+        print(f"  {verdict}")
+    print("\nFigures: median, then range (samples)")
+    for name, samples in sorted(results.samples.items()):
+        value = results.figure(name)
+        assert value is not None
+        print(f"  {name:48} {_format_figure(name, value):36} {_spread(samples)}")
+    if results.notes:
+        print("\nNotes")
+        for note in results.notes:
+            print(f"  {note}")
+    print("\nMachine")
+    for name, fact in results.machine.items():
+        print(f"  {name:16} {fact}")
+
+
+def print_comparison(old_path: Path, results: Results) -> None:
+    """Print how each figure changed since an earlier run.
+
+    Raises
+    ------
+    ValueError
+        If the file is not one that this benchmark wrote.
+    """
+    old = read(old_path)
+    print(f"\nCompared with {old_path}")
+    for fact in ("cpu", "cores", "kernel"):
+        before, now = old["machine"].get(fact), results.machine.get(fact)
+        if before != now:
+            print(f"  another {fact}: {before} then, {now} now; only ratios compare")
+    for name in sorted(results.samples):
+        before = old["figures"].get(name)
+        value = results.figure(name)
+        assert value is not None
+        if not before:
+            print(f"  {name:48} {'new':>9}  {_format_figure(name, value)}")
+            continue
+        change = 100 * (value / before - 1)
+        was = _format_figure(name, before)
+        print(f"  {name:48} {change:+8.1f}%  {was}  ->  {_format_figure(name, value)}")
+    missing = len(set(old["figures"]) - set(results.samples))
+    if missing:
+        print(f"  {missing} figures of then were not measured now")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the JSON that an earlier run wrote."""
+    try:
+        data: Any = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by this version of the benchmark")
+    return data
