@@ -19,6 +19,8 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,6 +39,7 @@ struct xps_loop {
 	int n_events;
 	struct xps_watch *again, **again_tail;
 	struct xps_watch *running; /* taken from the again-queue in this round */
+	struct xps_watch *timed;   /* waiting for their time, in no order: they are few */
 
 	pthread_mutex_t lock; /* guards all below */
 	struct xps_task *tasks, **tasks_tail;
@@ -61,7 +64,7 @@ int xps_loop_add(struct xps_loop *loop, struct xps_watch *watch)
 {
 	struct epoll_event event = { .events = EPOLLIN, .data.ptr = watch };
 
-	watch->muted = watch->queued = false;
+	watch->muted = watch->queued = watch->timed = false;
 	watch->added = true;
 	if (watch->fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, watch->fd, &event) < 0) {
 		watch->added = false;
@@ -87,6 +90,16 @@ static void forget_again(struct xps_loop *loop, struct xps_watch *watch)
 		loop->again_tail = &(*loop->again_tail)->next;
 }
 
+static void forget_timed(struct xps_loop *loop, struct xps_watch *watch)
+{
+	struct xps_watch **link = &loop->timed;
+
+	while (*link != watch)
+		link = &(*link)->next_timed;
+	*link = watch->next_timed;
+	watch->timed = false;
+}
+
 void xps_loop_remove(struct xps_loop *loop, struct xps_watch *watch)
 {
 	if (!watch->added)
@@ -96,6 +109,8 @@ void xps_loop_remove(struct xps_loop *loop, struct xps_watch *watch)
 		epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
 	if (watch->queued)
 		forget_again(loop, watch);
+	if (watch->timed)
+		forget_timed(loop, watch);
 	/* It may be among the events that epoll has just returned. */
 	for (int i = 0; i < loop->n_events; i++)
 		if (loop->events[i].data.ptr == watch)
@@ -143,6 +158,53 @@ static void run_again(struct xps_loop *loop)
 		watch->queued = false;
 		watch->ready(watch);
 	}
+}
+
+/* ---------------------------------------------------------------- time */
+
+int64_t xps_loop_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns)
+{
+	if (!watch->added)
+		return;
+	watch->due_ns = xps_loop_now_ns() + delay_ns;
+	if (watch->timed)
+		return;
+	watch->timed = true;
+	watch->next_timed = loop->timed;
+	loop->timed = watch;
+}
+
+/* Queue the watches whose time has come. Returns nanoseconds until the next is due, -1 if none is waiting. */
+static int64_t queue_due(struct xps_loop *loop)
+{
+	struct xps_watch **link = &loop->timed;
+	int64_t now, wait = -1;
+
+	if (!loop->timed)
+		return -1;
+	now = xps_loop_now_ns();
+	while (*link) {
+		struct xps_watch *watch = *link;
+
+		if (watch->due_ns <= now) {
+			*link = watch->next_timed;
+			watch->timed = false;
+			xps_loop_again(loop, watch);
+			continue;
+		}
+		if (wait < 0 || watch->due_ns - now < wait)
+			wait = watch->due_ns - now;
+		link = &watch->next_timed;
+	}
+	return wait;
 }
 
 /* ---------------------------------------------------------------- tasks */
@@ -270,9 +332,24 @@ static bool run_tasks(struct xps_loop *loop)
 
 /* ---------------------------------------------------------------- the thread */
 
+/* epoll_wait(2) counts in milliseconds; the call that does not came with Linux 5.11, and later to the C libraries. */
+static int wait_for_events(struct xps_loop *loop, int64_t wait_ns)
+{
+	const struct timespec timeout = { .tv_sec = wait_ns / 1000000000, .tv_nsec = wait_ns % 1000000000 };
+	long n;
+
+	if (wait_ns <= 0)
+		return epoll_wait(loop->epoll_fd, loop->events, MAX_EVENTS, (int)wait_ns);
+	n = syscall(SYS_epoll_pwait2, loop->epoll_fd, loop->events, MAX_EVENTS, &timeout, NULL, 0);
+	if (n < 0 && errno == ENOSYS)
+		return epoll_wait(loop->epoll_fd, loop->events, MAX_EVENTS, (int)(wait_ns / 1000000) + 1);
+	return (int)n;
+}
+
 static void poll_watches(struct xps_loop *loop)
 {
-	int n = epoll_wait(loop->epoll_fd, loop->events, MAX_EVENTS, loop->again ? 0 : -1);
+	int64_t wait_ns = queue_due(loop);
+	int n = wait_for_events(loop, loop->again ? 0 : wait_ns);
 
 	loop->n_events = n > 0 ? n : 0;
 	for (int i = 0; i < loop->n_events; i++) {
@@ -300,6 +377,7 @@ static void *loop_main(void *argument)
 {
 	struct xps_loop *loop = argument;
 
+	prctl(PR_SET_TIMERSLACK, 1000); /* the default of 50 us would be added to every short wait */
 	while (run_tasks(loop)) {
 		run_again(loop);
 		poll_watches(loop);

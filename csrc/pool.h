@@ -19,8 +19,10 @@ struct xps_watch {
 	void (*ready)(struct xps_watch *watch); /* called when fd is readable, or as asked */
 
 	/* the loop's */
-	bool added, muted, queued;
+	bool added, muted, queued, timed;
 	struct xps_watch *next;
+	struct xps_watch *next_timed;
+	int64_t due_ns;
 };
 
 struct xps_task {
@@ -43,6 +45,11 @@ void xps_loop_mute(struct xps_loop *loop, struct xps_watch *watch);
 void xps_loop_unmute(struct xps_loop *loop, struct xps_watch *watch);
 /* [loop] Call the watch once more after the others had their turn, whatever its descriptor says. */
 void xps_loop_again(struct xps_loop *loop, struct xps_watch *watch);
+
+/* [loop] Call the watch after `delay_ns`, whatever its descriptor says. A later call moves the time. */
+void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns);
+/* [loop] CLOCK_MONOTONIC. */
+int64_t xps_loop_now_ns(void);
 
 /* Run the task on the loop soon. Posting a task that is already queued does nothing. */
 void xps_loop_post(struct xps_loop *loop, struct xps_task *task);

@@ -10,6 +10,10 @@
  * When the ring is full the worker does not wait. The stream is *blocked*: its readers' watches are muted, and the ring
  * remembers to have the stream woken by whoever pops a heap. Meanwhile the worker serves other streams.
  *
+ * Waking a thread costs as much as handling a dozen packets. So a reader that is woken again within two naps is taken
+ * off its descriptors and called by time: it *naps* for nap_ns, handles all that has come, and naps again, until a nap
+ * brings nothing. A packet then waits nap_ns at most; packets that come seldom never wait.
+ *
  * A stream is RUNNING until a reader's end or a stop item makes it ENDING: its readers are closed and the window is
  * flushed into the ring, which may block many times. Then, or as soon as the user stops it, it is STOPPED.
  *
@@ -41,6 +45,7 @@ struct xps_stream {
 	bool blocked;
 	bool lossy;      /* has a source that loses packets while the stream is blocked */
 	uint32_t credit; /* room in the ring when we last looked */
+	int64_t nap_ns;
 	struct xps_task resume;
 
 	struct xps_ring ring;
@@ -141,18 +146,34 @@ static bool deliver(struct xps_stream *stream)
 	return window->n_out == 0;
 }
 
+static void mute(struct xps_stream *stream, struct xps_reader *reader)
+{
+	for (uint32_t i = 0; i < reader->n_watches; i++)
+		xps_loop_mute(stream->loop, &reader->watches[i].watch);
+}
+
+static void unmute(struct xps_stream *stream, struct xps_reader *reader)
+{
+	for (uint32_t i = 0; i < reader->n_watches; i++)
+		xps_loop_unmute(stream->loop, &reader->watches[i].watch);
+	reader->napping = false;
+}
+
+/* The stream is blocked. */
 static void mute_readers(struct xps_stream *stream)
 {
-	for (struct xps_reader *reader = stream->readers; reader; reader = reader->next)
-		for (uint32_t i = 0; i < reader->n_watches && !reader->ops->poll_blocked; i++)
-			xps_loop_mute(stream->loop, &reader->watches[i].watch);
+	for (struct xps_reader *reader = stream->readers; reader; reader = reader->next) {
+		if (reader->ops->poll_blocked)
+			unmute(stream, reader);
+		else
+			mute(stream, reader);
+	}
 }
 
 static void unmute_readers(struct xps_stream *stream)
 {
 	for (struct xps_reader *reader = stream->readers; reader; reader = reader->next) {
-		for (uint32_t i = 0; i < reader->n_watches; i++)
-			xps_loop_unmute(stream->loop, &reader->watches[i].watch);
+		unmute(stream, reader);
 		/* Whatever it was about to do when the stream was blocked. */
 		xps_loop_again(stream->loop, &reader->again);
 		reader->blocked = false;
@@ -282,6 +303,28 @@ static void resume(struct xps_task *task)
 		unmute_readers(stream);
 }
 
+/* The reader has found nothing more: by what shall it be called next, its descriptors or time? */
+static void wait_for_more(struct xps_stream *stream, struct xps_reader *reader)
+{
+	int64_t now;
+
+	if (!stream->nap_ns || reader->n_watches == 0)
+		return;
+	if (!reader->progress) {
+		if (reader->napping)
+			unmute(stream, reader);
+		return;
+	}
+	now = xps_loop_now_ns();
+	if (!reader->napping && now - reader->last_wait_ns < 2 * stream->nap_ns) {
+		reader->napping = true;
+		mute(stream, reader);
+	}
+	reader->last_wait_ns = now;
+	if (reader->napping)
+		xps_loop_after(stream->loop, &reader->again, stream->nap_ns);
+}
+
 static void run_reader(struct xps_reader *reader)
 {
 	struct xps_stream *stream = reader->stream;
@@ -293,8 +336,10 @@ static void run_reader(struct xps_reader *reader)
 			reader->ops->poll_blocked(reader);
 		return;
 	}
+	reader->progress = false;
 	switch (reader->ops->poll(reader)) {
 	case XPS_POLL_WAIT:
+		wait_for_more(stream, reader);
 		break;
 	case XPS_POLL_AGAIN:
 		xps_loop_again(stream->loop, &reader->again);
@@ -389,6 +434,7 @@ int xps_reader_attach(struct xps_stream *stream, struct xps_reader *reader)
 void xps_batch_begin(struct xps_reader *reader)
 {
 	reader->batch_packets = 0;
+	reader->progress = true;
 }
 
 uint32_t xps_batch_push(struct xps_reader *reader, const struct xps_view *views, uint32_t n)
@@ -463,6 +509,7 @@ struct xps_stream *xps_stream_new(struct xps_pool *pool, const struct xps_stream
 	if (err)
 		goto fini_window;
 	stream->credit = (uint32_t)xps_min_u64(config->ring_heaps, XPS_MAX_CREDIT);
+	stream->nap_ns = config->nap_ns;
 	pthread_mutex_init(&stream->lock, NULL);
 	stream->resume.run = resume;
 	xps_pool_ref(pool);

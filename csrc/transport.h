@@ -18,6 +18,9 @@
  * has made room the stream calls poll again, and the reader goes on where it was. Nothing waits inside a worker, so
  * that a stream nobody reads costs the others nothing.
  *
+ * When packets come faster than the worker can be woken for each, it stops waiting for descriptors and looks after the
+ * stream's nap_ns instead (see stream.c). A transport knows nothing of that.
+ *
  * Threads: open and attach are called by the user's thread; poll and close by the stream's worker only (or, once the
  * workers are gone, by the thread that stops the stream), so a reader needs no lock of its own. add_stats is called by
  * any thread, but never at the same time as close.
@@ -69,6 +72,9 @@ struct xps_reader {
 	struct xps_reader *next;
 	struct xps_watch again; /* no descriptor: how the reader gets called without one */
 	bool blocked;           /* poll returned XPS_POLL_BLOCKED */
+	bool progress;          /* a batch has begun since poll was called */
+	bool napping;           /* called by time, its watches are muted */
+	int64_t last_wait_ns;   /* when it last found nothing more to do after some work */
 	uint64_t batch_packets; /* decoded packets in the open batch */
 };
 

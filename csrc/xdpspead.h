@@ -219,6 +219,7 @@ struct xps_stream_config {
 	uint64_t substreams;      /* at least 1; a heap belongs to substream cnt % substreams */
 	uint64_t max_heap_size;   /* larger heaps are refused, bytes */
 	uint64_t ring_heaps;      /* capacity of the ring of finished heaps, at least 1 */
+	int64_t nap_ns;           /* under load, how long packets may wait for others to be handled with, 0: not at all */
 	int memcpy;               /* enum xps_memcpy */
 	bool stop_on_stop_item;
 	bool allow_unsized_heaps;

@@ -188,6 +188,10 @@ UNSIZED_RUNS_PAST_THE_LENGTH = (
     model.Config(contiguous_only=False),
     join([Packet(4, b"abcde", 0, 6), Packet(4, b"xyz", 5)]),
 )
+ITEM_PAST_THE_LENGTH = (
+    model.Config(allow_out_of_order=True, contiguous_only=False),
+    join([Packet(1, b"", 0, 7, (addr(0x20, 8),)), Packet(1, b"x", 6, 7)]),
+)
 
 
 class TestModel:
@@ -201,6 +205,7 @@ class TestModel:
     @example(STOP_IN_REFUSED)
     @example(TWO_LIVE_HEAPS_OF_ONE_NAME)
     @example(UNSIZED_RUNS_PAST_THE_LENGTH)
+    @example(ITEM_PAST_THE_LENGTH)
     @given(cases())
     def test_same_heaps_and_statistics_as_the_model(self, case):
         config, data = case
@@ -231,6 +236,7 @@ class TestPeer:
     @example(STOP_IN_REFUSED)
     @example(TWO_LIVE_HEAPS_OF_ONE_NAME)
     @example(UNSIZED_RUNS_PAST_THE_LENGTH)
+    @example(ITEM_PAST_THE_LENGTH)
     @given(cases())
     def test_same_heaps_and_statistics_as_spead2(self, case):
         config, data = case

@@ -458,6 +458,14 @@ def test_length_below_an_item_offset_is_refused():
     assert (heap.heap_length, heap.received_length) == (-1, 3)
 
 
+def test_no_packet_joins_a_heap_that_is_shorter_than_one_of_its_item_offsets():
+    packets = [Packet(5, b"", 0, 7, items=(addr(0x1000, 8),)), Packet(5, b"abc", 0, 7)]
+    for kwargs in ({}, {"allow_out_of_order": True}):
+        (heap,), stats = receive(packets, ring=EVERYTHING, **kwargs)
+        assert (heap.heap_length, heap.received_length) == (7, 0)
+        assert stats.packets == 2
+
+
 def test_refused_packet_does_not_teach_the_length():
     packets = [Packet(5, b"abc"), Packet(5, b"xy", 4, 6), Packet(5, b"def", 3)]
     heaps, stats = receive(packets)

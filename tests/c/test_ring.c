@@ -30,7 +30,7 @@ static void close_ring(struct xps_ring *ring)
 /* Push heaps first..first+n-1; those that do not fit are freed. Returns how many fitted. */
 static uint32_t push(struct xps_ring *ring, uint64_t first, uint32_t n)
 {
-	struct xps_heap *heaps[16];
+	struct xps_heap *heaps[16] = { NULL };
 	uint32_t room, pushed;
 
 	for (uint32_t i = 0; i < n; i++)

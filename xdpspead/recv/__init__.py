@@ -7,8 +7,9 @@ heaps. The names are those of ``spead2.recv``.
 from . import stream_stat_indices
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
+from ._reader import ReaderInfo
 from ._stats import StreamStatConfig, StreamStats
-from ._stream import ReaderInfo, Ringbuffer, Stream
+from ._stream import Ringbuffer, Stream
 from ._xdp import UdpXdpConfig, XdpError
 
 __all__ = [

@@ -60,9 +60,7 @@ class StreamStatConfig:
 
 def _from_core(indices: range) -> list[StreamStatConfig]:
     mode = (StreamStatConfig.Mode.COUNTER, StreamStatConfig.Mode.MAXIMUM)
-    return [
-        StreamStatConfig(_core.STAT_NAMES[i], mode[_core.STAT_IS_MAXIMUM[i]]) for i in indices
-    ]
+    return [StreamStatConfig(_core.STAT_NAMES[i], mode[_core.STAT_IS_MAXIMUM[i]]) for i in indices]
 
 
 #: The statistics that every stream has, in front of those the user adds.

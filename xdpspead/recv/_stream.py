@@ -6,9 +6,8 @@ import socket as socket_module
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, overload
 
 from .. import _core
 from .._errors import Empty, Stopped
@@ -17,12 +16,12 @@ from .._threads import ThreadPool
 from . import _udp
 from ._config import RingStreamConfig, StreamConfig, count
 from ._heap import Heap, IncompleteHeap, make_heap
+from ._reader import ReaderInfo
 from ._stats import EXTRA_STATS, StreamStats
+from ._xdp import UdpXdpConfig, XdpError, open_reader, release_ports
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-    from ._xdp import UdpXdpConfig
 
 #: A blocking call looks whether a signal came at least this often, ms.
 _SLICE_MS: Final = 200
@@ -30,35 +29,7 @@ _SLICE_MS: Final = 200
 _ITERATION_BATCH: Final = 32
 
 
-@dataclass(frozen=True)
-class ReaderInfo:
-    """What one reader of a stream really is.
-
-    Attributes
-    ----------
-    transport : str
-        ``"buffer"``, ``"udp"`` or ``"udp_xdp"``.
-    endpoints : tuple of (str, int)
-        Addresses and ports received, as bound.
-    interface : str or None
-        Network interface of an AF_XDP reader.
-    queues : tuple of int
-        Its receive queues.
-    mode : str or None
-        ``"native"`` if the driver runs the program, ``"generic"`` if the kernel does it for it.
-    zero_copy : bool
-        Whether the device writes into the reader's memory itself.
-    memory : int
-        Bytes of packet buffers.
-    """
-
-    transport: str
-    endpoints: tuple[tuple[str, int], ...] = ()
-    interface: str | None = None
-    queues: tuple[int, ...] = ()
-    mode: str | None = None
-    zero_copy: bool = False
-    memory: int = 0
+_Ringbuffer: TypeAlias = "Ringbuffer"
 
 
 class NotContiguousError(ValueError, BufferError):
@@ -105,7 +76,7 @@ class _Stream:
     DEFAULT_UDP_MAX_SIZE: ClassVar[int] = 9200
     DEFAULT_UDP_BUFFER_SIZE: ClassVar[int] = 8 * 1024 * 1024
 
-    Ringbuffer = Ringbuffer
+    Ringbuffer: ClassVar[type[Ringbuffer]] = Ringbuffer
 
     def __init__(
         self,
@@ -140,6 +111,7 @@ class _Stream:
                 "substreams": self._config.substreams,
                 "max_heap_size": self._config.max_heap_size,
                 "ring_heaps": self._ring_config.heaps,
+                "nap_ns": round(self._config.max_added_latency * 1e9),
                 "memcpy": self._config.memcpy,
                 "stop_on_stop_item": self._config.stop_on_stop_item,
                 "allow_unsized_heaps": self._config.allow_unsized_heaps,
@@ -266,8 +238,8 @@ class _Stream:
             names = ("multicast_group", "port", "max_size", "buffer_size", last)
             self._add_udp_multicast(**_bind_arguments(names, 2, args, kwargs))
         else:
-            names = ("port", "max_size", "buffer_size", "bind_hostname")
-            self._add_udp_port(**_bind_arguments(names, 1, args, kwargs))
+            port_names = ("port", "max_size", "buffer_size", "bind_hostname")
+            self._add_udp_port(**_bind_arguments(port_names, 1, args, kwargs))
 
     def _add_udp_socket(
         self, socket: socket_module.socket, max_size: int = DEFAULT_UDP_MAX_SIZE
@@ -311,9 +283,7 @@ class _Stream:
         port = _udp.port_number(port)
         max_size = count("max_size", max_size)
         buffer_size = count("buffer_size", buffer_size)
-        family = int(
-            socket_module.AF_INET if interface_index is None else socket_module.AF_INET6
-        )
+        family = int(socket_module.AF_INET if interface_index is None else socket_module.AF_INET6)
         address = _udp.resolve(multicast_group, family)[1]
         interface: str | int = interface_address if interface_index is None else interface_index
         if not _udp.is_multicast(address):
@@ -355,8 +325,6 @@ class _Stream:
             With ``config.fallback`` that text is logged as a warning, and an ordinary UDP socket
             is read instead.
         """
-        from ._xdp import UdpXdpConfig, XdpError, open_reader
-
         if not isinstance(config, UdpXdpConfig):
             raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
         config = config._copy()
@@ -386,7 +354,7 @@ class _Stream:
     # -------------------------------------------------------------- heaps
 
     def _note_thread(self) -> None:
-        """Take heaps one by one once several threads share the stream, so each sees them in order."""
+        """Take heaps one by one once several threads read: each shall see them in order."""
         thread = threading.get_ident()
         if self._reader_thread != thread:
             if self._reader_thread:
@@ -429,8 +397,6 @@ class _Stream:
         while self._joined:
             self._joined.pop().close()
         if any(reader.transport == "udp_xdp" for reader in self._readers):
-            from ._xdp import release_ports
-
             release_ports()
 
     @property
@@ -455,7 +421,7 @@ class _Stream:
         return StreamStats(self._stat_config, values)
 
     @property
-    def ringbuffer(self) -> Ringbuffer:
+    def ringbuffer(self) -> _Ringbuffer:
         """A look at the ring of finished heaps."""
         return Ringbuffer(self)
 

@@ -21,7 +21,7 @@ from .. import _core
 from .._errors import TransportError
 from . import _udp
 from ._config import _Config, count
-from ._stream import ReaderInfo
+from ._reader import ReaderInfo
 
 _MODES: Final = ("auto", "native", "generic")
 
@@ -78,7 +78,7 @@ class UdpXdpConfig(_Config):
 
     DEFAULT_BUFFER_SIZE: ClassVar[int] = 32 * 1024 * 1024
     DEFAULT_MAX_SIZE: ClassVar[int] = 9200
-    DEFAULT_MAX_POLL: ClassVar[int] = 10
+    DEFAULT_MAX_POLL: ClassVar[int] = 0
 
     def __init__(self, **kwargs: Any) -> None:
         self._endpoints: list[tuple[str, int]] = []

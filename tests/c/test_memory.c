@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Where payloads live: how long, in whose hands, and what a memory pool keeps. */
+#include "await.h"
+#include "check.h"
+#include "log.h"
+#include "memory.h"
+#include "pool.h"
+
+static struct xps_allocator *base;
+static struct xps_log *quiet; /* nobody reads it */
+
+/* Pool of blocks of 1000 bytes for sizes from 500. */
+static struct xps_allocator *new_pool(struct xps_pool *threads, uint64_t max_free, uint64_t initial, uint64_t low_water)
+{
+	struct xps_fail fail = { 0 };
+	struct xps_allocator *pool =
+		xps_memory_pool_new(threads, 500, 1000, max_free, initial, low_water, base, quiet, &fail);
+
+	CHECK(pool);
+	return pool;
+}
+
+static struct xps_pool *new_threads(void)
+{
+	struct xps_fail fail = { 0 };
+	struct xps_pool *threads = xps_pool_new(1, NULL, 0, &fail);
+
+	CHECK(threads);
+	return threads;
+}
+
+static void do_nothing(struct xps_task *task)
+{
+	(void)task;
+}
+
+/* Everything that was posted to the only thread so far has run afterwards. */
+static void settle(struct xps_pool *threads)
+{
+	struct xps_task task = { .run = do_nothing };
+
+	xps_loop_call(xps_pool_loop(threads), &task);
+}
+
+/* ---------------------------------------------------------------- every allocator */
+
+static void check_allocator(struct xps_allocator *allocator)
+{
+	for (uint64_t size = 0; size < 100000; size = size < 70 ? size + 1 : size * 3) {
+		uint8_t *payload = xps_payload_new(allocator, size);
+
+		CHECK(payload);
+		CHECK_EQ((uintptr_t)payload % XPS_CACHE_LINE, 0);
+		CHECK(xps_payload_capacity(payload) >= size);
+		memset(payload, 0xa5, size);
+		xps_payload_free(payload);
+	}
+	/* Sizes that no machine has, among them those that overflow when a head is added. */
+	CHECK(!xps_payload_new(allocator, UINT64_MAX));
+	CHECK(!xps_payload_new(allocator, UINT64_MAX - 63));
+	CHECK(!xps_payload_new(allocator, INT64_MAX));
+}
+
+static void test_payloads_are_aligned_and_as_large_as_asked_for(void)
+{
+	struct xps_allocator *mapper = xps_mmap_allocator_new(0, false);
+	struct xps_allocator *huge = xps_mmap_allocator_new(0, true); /* small pages where there are none */
+	struct xps_allocator *pool = new_pool(NULL, 3, 2, 0);
+
+	check_allocator(base);
+	check_allocator(mapper);
+	check_allocator(huge);
+	check_allocator(pool);
+	CHECK(!xps_payload_new(mapper, UINT64_C(1) << 60));
+	CHECK(!xps_payload_new(huge, UINT64_C(1) << 60));
+	xps_allocator_free(mapper);
+	xps_allocator_free(huge);
+	xps_allocator_free(pool);
+}
+
+static void test_payload_lives_as_long_as_its_last_reference(void)
+{
+	uint8_t *payload = xps_payload_new(base, 100);
+
+	memset(payload, 7, 100);
+	CHECK(xps_payload_ref(payload) == payload);
+	xps_payload_free(payload);
+	CHECK_EQ(payload[99], 7);
+	xps_payload_free(payload);
+	xps_payload_free(NULL);
+}
+
+static void test_payload_outlives_its_allocator(void)
+{
+	struct xps_allocator *mapper = xps_mmap_allocator_new(0, false);
+	uint8_t *payload = xps_payload_new(mapper, 100);
+
+	xps_allocator_free(mapper);
+	memset(payload, 7, 100);
+	xps_payload_free(payload);
+}
+
+static void *take_and_drop_references(void *payload)
+{
+	for (int i = 0; i < 10000; i++)
+		xps_payload_free(xps_payload_ref(payload));
+	xps_payload_free(payload);
+	return NULL;
+}
+
+static void test_references_are_counted_from_all_threads(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, 1, 0, 0);
+	uint8_t *payload = xps_payload_new(pool, 1000);
+	pthread_t threads[3];
+
+	for (int i = 0; i < 3; i++)
+		threads[i] = start(take_and_drop_references, xps_payload_ref(payload));
+	for (int i = 0; i < 3; i++)
+		join(threads[i]);
+	CHECK_EQ(xps_memory_pool_n_free(pool), 0);
+	xps_payload_free(payload);
+	CHECK_EQ(xps_memory_pool_n_free(pool), 1);
+	xps_allocator_free(pool);
+}
+
+/* ---------------------------------------------------------------- memory pool */
+
+static void test_pool_starts_with_its_initial_blocks(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, 5, 3, 0);
+	struct xps_allocator *small = new_pool(NULL, 2, 3, 0); /* no more than it may hold */
+
+	CHECK_EQ(xps_memory_pool_n_free(pool), 3);
+	CHECK_EQ(xps_memory_pool_n_free(small), 2);
+	xps_allocator_free(pool);
+	xps_allocator_free(small);
+}
+
+static void test_block_freed_last_is_served_first(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, 5, 3, 0);
+	uint8_t *payloads[3];
+
+	for (int i = 0; i < 3; i++)
+		payloads[i] = xps_payload_new(pool, 1000);
+	for (int i = 0; i < 3; i++)
+		xps_payload_free(payloads[i]);
+	for (int i = 2; i >= 0; i--)
+		CHECK(xps_payload_new(pool, 500 + (uint64_t)i) == payloads[i]);
+	for (int i = 0; i < 3; i++)
+		xps_payload_free(payloads[i]);
+	xps_allocator_free(pool);
+}
+
+static void test_pool_serves_the_sizes_it_is_for(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, 5, 3, 0);
+	const uint64_t sizes[] = { 499, 500, 1000, 1001 };
+
+	for (int i = 0; i < 4; i++) {
+		const bool pooled = sizes[i] >= 500 && sizes[i] <= 1000;
+		uint8_t *payload = xps_payload_new(pool, sizes[i]);
+
+		CHECK_EQ(xps_memory_pool_n_free(pool), pooled ? 2 : 3);
+		if (pooled)
+			CHECK_EQ(xps_payload_capacity(payload), 1000);
+		xps_payload_free(payload);
+		CHECK_EQ(xps_memory_pool_n_free(pool), 3);
+	}
+	xps_allocator_free(pool);
+}
+
+static void test_pool_holds_at_most_max_free(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, 2, 0, 0);
+	uint8_t *payloads[5];
+
+	for (int i = 0; i < 5; i++)
+		payloads[i] = xps_payload_new(pool, 1000);
+	for (int i = 0; i < 5; i++) {
+		xps_payload_free(payloads[i]);
+		CHECK_EQ(xps_memory_pool_n_free(pool), i < 2 ? i + 1 : 2);
+	}
+	xps_allocator_free(pool);
+}
+
+static void test_empty_pool_warns_if_it_may_and_serves(void)
+{
+	struct xps_log *log = xps_log_new();
+	struct xps_fail fail = { 0 };
+	struct xps_allocator *pool = xps_memory_pool_new(NULL, 500, 1000, 1, 1, 0, base, log, &fail);
+	struct xps_log_line lines[4];
+	uint8_t *first = xps_payload_new(pool, 1000), *second, *third;
+
+	CHECK_EQ(xps_log_take(log, lines, 4, 0), 0);
+	CHECK(xps_memory_pool_warn_on_empty(pool));
+	second = xps_payload_new(pool, 900);
+	CHECK(second);
+	CHECK_EQ(xps_log_take(log, lines, 4, 0), 1);
+	CHECK_EQ(lines[0].level, XPS_LOG_WARNING);
+	CHECK(strstr(lines[0].text, "900"));
+	xps_memory_pool_set_warn_on_empty(pool, false);
+	CHECK(!xps_memory_pool_warn_on_empty(pool));
+	third = xps_payload_new(pool, 1000);
+	CHECK(third);
+	CHECK_EQ(xps_log_take(log, lines, 4, 0), 0);
+	xps_payload_free(first);
+	xps_payload_free(second);
+	xps_payload_free(third);
+	xps_allocator_free(pool);
+	xps_log_free(log);
+}
+
+static void test_pool_that_cannot_be_filled_says_so(void)
+{
+	struct xps_allocator *mapper = xps_mmap_allocator_new(0, false);
+	struct xps_fail fail = { 0 };
+
+	CHECK(!xps_memory_pool_new(NULL, 0, UINT64_C(1) << 60, 4, 2, 0, mapper, quiet, &fail));
+	CHECK(fail.err);
+	CHECK(fail.text[0]);
+	xps_allocator_free(mapper);
+}
+
+static void test_pool_below_its_low_water_is_refilled(void)
+{
+	struct xps_pool *threads = new_threads();
+	struct xps_allocator *pool = new_pool(threads, 8, 5, 3);
+	uint8_t *payloads[3];
+
+	for (int i = 0; i < 2; i++)
+		payloads[i] = xps_payload_new(pool, 1000);
+	settle(threads);
+	CHECK_EQ(xps_memory_pool_n_free(pool), 3);
+	payloads[2] = xps_payload_new(pool, 1000);
+	settle(threads);
+	CHECK_EQ(xps_memory_pool_n_free(pool), 5);
+	for (int i = 0; i < 3; i++)
+		xps_payload_free(payloads[i]);
+	CHECK_EQ(xps_memory_pool_n_free(pool), 8);
+	xps_allocator_free(pool);
+	xps_pool_free(threads);
+}
+
+static void test_pool_is_refilled_again_and_again(void)
+{
+	struct xps_pool *threads = new_threads();
+	struct xps_allocator *pool = new_pool(threads, 4, 4, 4);
+
+	for (int i = 0; i < 100; i++) {
+		uint8_t *payload = xps_payload_new(pool, 1000);
+
+		settle(threads);
+		CHECK_EQ(xps_memory_pool_n_free(pool), 4);
+		xps_payload_free(payload);
+	}
+	xps_allocator_free(pool);
+	xps_pool_free(threads);
+}
+
+static void test_pool_serves_when_its_threads_have_ended(void)
+{
+	struct xps_pool *threads = new_threads();
+	struct xps_allocator *pool = new_pool(threads, 4, 2, 2);
+	uint8_t *payload;
+
+	xps_pool_stop(threads);
+	payload = xps_payload_new(pool, 1000);
+	CHECK(payload);
+	xps_payload_free(payload);
+	xps_allocator_free(pool);
+	xps_pool_free(threads);
+}
+
+static void test_pool_may_be_dropped_before_its_blocks(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, 4, 2, 0);
+	uint8_t *first = xps_payload_new(pool, 1000), *second = xps_payload_new(pool, 10);
+
+	xps_allocator_free(pool);
+	memset(first, 1, 1000);
+	memset(second, 2, 10);
+	xps_payload_free(second);
+	xps_payload_free(first);
+}
+
+static void *drop(void *payload)
+{
+	memset(payload, 3, 1000);
+	xps_payload_free(payload);
+	return NULL;
+}
+
+static void test_last_block_may_come_home_in_another_thread(void)
+{
+	struct xps_pool *threads = new_threads();
+
+	for (int i = 0; i < 50; i++) {
+		/* With a refill under way. */
+		struct xps_allocator *pool = new_pool(threads, 4, 4, 4);
+		uint8_t *payload = xps_payload_new(pool, 1000);
+		pthread_t dropper;
+
+		xps_allocator_free(pool);
+		dropper = start(drop, payload);
+		join(dropper);
+	}
+	xps_pool_free(threads);
+}
+
+static void test_threads_may_be_dropped_before_the_pool_that_uses_them(void)
+{
+	struct xps_pool *threads = new_threads();
+	struct xps_allocator *pool = new_pool(threads, 4, 4, 4);
+	uint8_t *payload;
+
+	xps_pool_free(threads);
+	payload = xps_payload_new(pool, 1000);
+	xps_allocator_free(pool);
+	xps_payload_free(payload);
+}
+
+static void test_base_may_be_dropped_before_the_pool(void)
+{
+	struct xps_allocator *mapper = xps_mmap_allocator_new(0, false);
+	struct xps_fail fail = { 0 };
+	struct xps_allocator *pool = xps_memory_pool_new(NULL, 500, 1000, 4, 1, 0, mapper, quiet, &fail);
+	uint8_t *first = xps_payload_new(pool, 1000), *second = xps_payload_new(pool, 1000);
+
+	xps_allocator_free(mapper);
+	xps_allocator_free(pool);
+	xps_payload_free(first);
+	xps_payload_free(second);
+}
+
+/* Hand blocks from thread to thread, each marked by whoever holds it. */
+static void *churn(void *argument)
+{
+	struct xps_allocator *pool = argument;
+	uint8_t *held[8] = { NULL };
+
+	for (unsigned i = 0; i < 5000; i++) {
+		uint8_t **slot = &held[i * 7 % 8];
+
+		if (*slot) {
+			CHECK_EQ((*slot)[0], (uint8_t)(i * 7 % 8));
+			CHECK_EQ((*slot)[499], (uint8_t)(i * 7 % 8));
+			xps_payload_free(*slot);
+		}
+		*slot = xps_payload_new(pool, 500 + i % 501);
+		memset(*slot, (int)(i * 7 % 8), 500);
+	}
+	for (int i = 0; i < 8; i++)
+		xps_payload_free(held[i]);
+	return NULL;
+}
+
+static void test_threads_share_a_pool_that_is_being_refilled(void)
+{
+	struct xps_pool *threads = new_threads();
+	struct xps_allocator *pool = new_pool(threads, 12, 8, 4);
+	pthread_t users[3];
+
+	for (int i = 0; i < 3; i++)
+		users[i] = start(churn, pool);
+	for (int i = 0; i < 3; i++)
+		join(users[i]);
+	settle(threads);
+	CHECK(xps_memory_pool_n_free(pool) <= 12);
+	CHECK(xps_memory_pool_n_free(pool) >= 4);
+	xps_allocator_free(pool);
+	xps_pool_free(threads);
+}
+
+int main(void)
+{
+	base = xps_allocator_new();
+	quiet = xps_log_new();
+
+	test_payloads_are_aligned_and_as_large_as_asked_for();
+	test_payload_lives_as_long_as_its_last_reference();
+	test_payload_outlives_its_allocator();
+	test_references_are_counted_from_all_threads();
+
+	test_pool_starts_with_its_initial_blocks();
+	test_block_freed_last_is_served_first();
+	test_pool_serves_the_sizes_it_is_for();
+	test_pool_holds_at_most_max_free();
+	test_empty_pool_warns_if_it_may_and_serves();
+	test_pool_that_cannot_be_filled_says_so();
+	test_pool_below_its_low_water_is_refilled();
+	test_pool_is_refilled_again_and_again();
+	test_pool_serves_when_its_threads_have_ended();
+	test_pool_may_be_dropped_before_its_blocks();
+	test_last_block_may_come_home_in_another_thread();
+	test_threads_may_be_dropped_before_the_pool_that_uses_them();
+	test_base_may_be_dropped_before_the_pool();
+	test_threads_share_a_pool_that_is_being_refilled();
+
+	xps_log_free(quiet);
+	xps_allocator_free(base);
+	return 0;
+}
