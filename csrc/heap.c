@@ -283,8 +283,8 @@ static bool length_agrees(const struct xps_heap *heap, const struct xps_packet *
 {
 	if (packet->heap_length < 0)
 		return true;
-	if (heap->length >= 0)
-		return heap->length == packet->heap_length;
+	if (heap->length >= 0 && heap->length != packet->heap_length)
+		return false;
 	return (uint64_t)packet->heap_length >= heap->min_size;
 }
 
