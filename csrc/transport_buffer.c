@@ -9,11 +9,11 @@
 #include "packet.h"
 #include "transport.h"
 
-#define VIEWS_PER_PUSH 64
+#define VIEWS_PER_PUSH 4
 /* Packets between two turns of the other readers on the loop. */
 #define VIEWS_PER_POLL 1024
 /* Bytes beyond the next packet that are fetched into the cache: small packets come faster than the hardware guesses. */
-#define PREFETCH 1024
+#define PREFETCH 8
 
 struct buffer_reader {
 	struct xps_reader base;
@@ -50,7 +50,7 @@ static void make_views(struct buffer_reader *buffer)
 
 		if (!length)
 			break;
-		__builtin_prefetch(buffer->next + length + PREFETCH);
+		__builtin_prefetch(buffer->next + PREFETCH * (size_t)length);
 		buffer->views[buffer->n_views++] =
 			(struct xps_view){ .data = buffer->next, .length = length, .decoded = packet };
 		buffer->next += length;

@@ -105,7 +105,7 @@ class StreamConfig(_Config):
 
     DEFAULT_MAX_HEAPS: ClassVar[int] = 4
     DEFAULT_MAX_HEAP_SIZE: ClassVar[int] = 1 << 32
-    DEFAULT_MAX_ADDED_LATENCY: ClassVar[float] = 50e-6
+    DEFAULT_MAX_ADDED_LATENCY: ClassVar[float] = 200e-6
 
     def __init__(self, **kwargs: Any) -> None:
         self._max_heaps = self.DEFAULT_MAX_HEAPS
