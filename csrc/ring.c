@@ -2,7 +2,7 @@
 /*
  * How it works
  *
- * The eventfd is raised when a heap comes while somebody waits for it, and lowered by the first who finds the ring
+ * The eventfd is raised when the worker has put heaps in while somebody waits for them, and lowered by the first who finds the ring
  * empty (or, once somebody polls it, by whoever empties the ring). While heaps keep coming and are being taken there is no system call at all: only whoever finds nothing pays.
  */
 #include "ring.h"
@@ -76,12 +76,18 @@ uint32_t xps_ring_push(struct xps_ring *ring, struct xps_heap *const *heaps, uin
 		ring->slots[tail < ring->capacity ? tail : tail - ring->capacity] = heaps[pushed++];
 		ring->count++;
 	}
-	if (pushed)
-		raise_fd(ring);
 	ring->parked = pushed < n && !ring->stopped;
 	*room = ring->capacity - ring->count;
 	pthread_mutex_unlock(&ring->lock);
 	return pushed;
+}
+
+void xps_ring_wake(struct xps_ring *ring)
+{
+	pthread_mutex_lock(&ring->lock);
+	if (ring->count)
+		raise_fd(ring);
+	pthread_mutex_unlock(&ring->lock);
 }
 
 void xps_ring_stop(struct xps_ring *ring)
@@ -167,6 +173,7 @@ int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int time
 		ready = wait_for_heap(ring, timeout_ms);
 		if (ready <= 0)
 			return ready;
+		n = 1;
 	}
 }
 

@@ -5,7 +5,7 @@
  * The worker never waits: it pushes what fits and is told later that there is room. Users wait for heaps in pop, or by
  * polling a descriptor.
  *
- * Threads: push, park and close are for the worker; the rest is for anyone.
+ * Threads: push and wake are for the worker; the rest is for anyone.
  */
 #pragma once
 
@@ -31,10 +31,11 @@ int xps_ring_init(struct xps_ring *ring, uint64_t capacity);
 void xps_ring_fini(struct xps_ring *ring);
 
 /*
- * Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`.
+ * Push, for users who look; those who wait are told by xps_ring_wake(), once for all that came in one go. Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`.
  * After stop all are refused. If not all fit, the ring remembers that the worker is parked.
  */
 uint32_t xps_ring_push(struct xps_ring *ring, struct xps_heap *const *heaps, uint32_t n, uint32_t *room);
+void xps_ring_wake(struct xps_ring *ring);
 /* No more heaps will come. Waiting users wake; what is in the ring can still be popped. */
 void xps_ring_stop(struct xps_ring *ring);
 bool xps_ring_stopped(struct xps_ring *ring);

@@ -46,6 +46,7 @@ struct xps_stream {
 	bool lossy;      /* has a source that loses packets while the stream is blocked */
 	uint32_t credit; /* room in the ring when we last looked */
 	int64_t nap_ns;
+	bool unannounced; /* heaps have been put into the ring that waiting users do not know of */
 	struct xps_task resume;
 
 	struct xps_ring ring;
@@ -140,10 +141,19 @@ static bool deliver(struct xps_stream *stream)
 		return true;
 	}
 	pushed = xps_ring_push(&stream->ring, window->out, window->n_out, &stream->credit);
+	stream->unannounced |= pushed > 0;
 	window->n_out -= pushed;
 	memmove(window->out, window->out + pushed, window->n_out * sizeof(*window->out));
 	stream->credit = (uint32_t)xps_min_u64(stream->credit, XPS_MAX_CREDIT);
 	return window->n_out == 0;
+}
+
+/* Wake the users, once for all heaps of a turn: waking is what costs. */
+static void announce(struct xps_stream *stream)
+{
+	if (stream->unannounced)
+		xps_ring_wake(&stream->ring);
+	stream->unannounced = false;
 }
 
 static void mute(struct xps_stream *stream, struct xps_reader *reader)
@@ -294,13 +304,16 @@ static void resume(struct xps_task *task)
 {
 	struct xps_stream *stream = XPS_CONTAINER_OF(task, struct xps_stream, resume);
 
-	if (!stream->blocked || stream->state == STOPPED || !deliver(stream))
+	if (!stream->blocked || stream->state == STOPPED)
 		return;
-	stream->blocked = false;
-	if (stream->state == ENDING)
-		flush(stream);
-	else
-		unmute_readers(stream);
+	if (deliver(stream)) {
+		stream->blocked = false;
+		if (stream->state == ENDING)
+			flush(stream);
+		else
+			unmute_readers(stream);
+	}
+	announce(stream);
 }
 
 /* The reader has found nothing more: by what shall it be called next, its descriptors or time? */
@@ -357,6 +370,7 @@ static void run_reader(struct xps_reader *reader)
 		block(stream);
 	else if (reader->blocked) /* the user has made room in the meantime */
 		unmute_readers(stream);
+	announce(stream);
 }
 
 static void watch_ready(struct xps_watch *watch)

@@ -11,7 +11,7 @@
 
 #define VIEWS_PER_PUSH 4
 /* Packets between two turns of the other readers on the loop. */
-#define VIEWS_PER_POLL 1024
+#define VIEWS_PER_POLL 256
 /* Bytes beyond the next packet that are fetched into the cache: small packets come faster than the hardware guesses. */
 #define PREFETCH 8
 

@@ -242,7 +242,7 @@ void xps_stream_stop(struct xps_stream *stream);
 void xps_stream_free(struct xps_stream *stream);
 
 /*
- * Pop at most `n` finished heaps, waiting up to `timeout_ms` for the first (0 does not wait). Returns how many; 0 on
+ * Pop at most `n` finished heaps that are there, or wait up to `timeout_ms` for one (0 does not wait). Returns how many; 0 on
  * time-out; -EPIPE if the stream has stopped and the ring is empty; -EINTR if a signal came.
  */
 int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);

@@ -275,7 +275,7 @@ class Stream:
         lib.xps_stream_stop(self.c)
 
     def pop(self, n: int, timeout_ms: int) -> list[CHeap]:
-        """Pop up to `n` heaps, waiting for the first; none on time-out or on a signal.
+        """Pop up to `n` heaps that are there, or wait for one; none on time-out or on a signal.
 
         Raises
         ------

@@ -497,11 +497,11 @@ class Stream(_Stream):
             return self._make(popped.popleft())
         except IndexError:
             pass
+        heaps: list[_core.CHeap] = []
         try:
             # Take all there is at once; whoever else reads the stream finds them in _popped.
-            heaps = self._core.pop(self._batch, 0)
-            if not heaps:
-                return self.get()
+            while not heaps:
+                heaps = self._core.pop(self._batch, _SLICE_MS)
         except Stopped:
             raise StopIteration from None
         popped.extend(heaps[1:])
