@@ -471,6 +471,10 @@ struct xps_pool *xps_pool_new(int n_threads, const int *affinity, size_t n_affin
 		goto failed;
 	pool->references = 1;
 	pthread_mutex_init(&pool->stop_lock, NULL);
+	if (n_threads < 1) {
+		err = -EINVAL;
+		goto free_pool;
+	}
 	pool->loops = calloc((size_t)n_threads, sizeof(*pool->loops));
 	if (!pool->loops)
 		goto free_pool;

@@ -103,7 +103,7 @@ int xps_add_buffer_reader(struct xps_stream *stream, const uint8_t *data, uint64
 		return -ENOMEM;
 	buffer->base.ops = &ops;
 	buffer->next = data;
-	buffer->end = data + length;
+	buffer->end = length ? data + length : data; /* NULL plus nothing is undefined */
 	err = xps_reader_attach(stream, &buffer->base);
 	if (err)
 		free(buffer);

@@ -6,7 +6,8 @@
  * How it works
  *
  * A poll reads one batch of messages into fixed buffers and pushes them a few views at a time. `message` and `offset`
- * say where in the batch the reader is, so that it can go on there after a block.
+ * say which datagram of the batch becomes the next view. Views that the stream does not take because it is blocked stay
+ * as they are until it goes on, so that every datagram is looked at, and counted if it is bad, once.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -43,6 +44,8 @@ struct udp_reader {
 	bool in_batch;
 	uint32_t n_messages, message; /* in the batch, and where we are */
 	uint32_t offset;              /* in the message */
+	struct xps_view views[MESSAGES];
+	uint32_t n_views, taken; /* views made, and those of them that the stream has taken */
 	struct mmsghdr headers[MESSAGES];
 	struct iovec iovecs[MESSAGES];
 	struct {
@@ -136,36 +139,25 @@ static bool next_view(struct udp_reader *udp, struct xps_view *view)
 	return false;
 }
 
-struct position {
-	uint32_t message, offset;
-};
-
-static struct position position(const struct udp_reader *udp)
+static void make_views(struct udp_reader *udp)
 {
-	return (struct position){ udp->message, udp->offset };
+	udp->n_views = udp->taken = 0;
+	while (udp->n_views < MESSAGES && next_view(udp, &udp->views[udp->n_views]))
+		udp->n_views++;
 }
 
 /* Push what is left of the batch. Returns false if the stream did not take all. */
 static bool push_batch(struct udp_reader *udp)
 {
-	struct xps_view views[MESSAGES];
-	struct position before[MESSAGES + 1];
-	uint32_t n, taken;
-
-	do {
-		for (n = 0; n < MESSAGES; n++) {
-			before[n] = position(udp);
-			if (!next_view(udp, &views[n]))
-				break;
-		}
-		taken = n ? xps_batch_push(&udp->base, views, n) : 0;
-		if (taken < n) {
-			udp->message = before[taken].message;
-			udp->offset = before[taken].offset;
+	for (;;) {
+		if (udp->taken == udp->n_views)
+			make_views(udp);
+		if (udp->n_views == 0)
+			return true;
+		udp->taken += xps_batch_push(&udp->base, udp->views + udp->taken, udp->n_views - udp->taken);
+		if (udp->taken < udp->n_views)
 			return false;
-		}
-	} while (n == MESSAGES);
-	return true;
+	}
 }
 
 static enum xps_poll udp_poll(struct xps_reader *reader)
