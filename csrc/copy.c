@@ -11,7 +11,8 @@
 static void stream_line(uint8_t *to, const uint8_t *from)
 {
 	for (int i = 0; i < LINE; i += 16)
-		_mm_stream_si128((__m128i *)(void *)(to + i), _mm_loadu_si128((const __m128i *)(const void *)(from + i)));
+		_mm_stream_si128((__m128i *)(void *)(to + i),
+				 _mm_loadu_si128((const __m128i *)(const void *)(from + i)));
 }
 
 void xps_copy_nontemporal(uint8_t *to, const uint8_t *from, size_t n)

@@ -192,8 +192,7 @@ static int insert_range(struct xps_heap *heap, uint32_t at, uint64_t start, uint
 		heap->ranges = ranges;
 		heap->ranges_capacity = capacity;
 	}
-	memmove(&heap->ranges[2 * at + 2], &heap->ranges[2 * at],
-		2 * sizeof(*heap->ranges) * (heap->n_ranges - at));
+	memmove(&heap->ranges[2 * at + 2], &heap->ranges[2 * at], 2 * sizeof(*heap->ranges) * (heap->n_ranges - at));
 	heap->ranges[2 * at] = start;
 	heap->ranges[2 * at + 1] = end;
 	heap->n_ranges++;
@@ -203,8 +202,7 @@ static int insert_range(struct xps_heap *heap, uint32_t at, uint64_t start, uint
 static void remove_range(struct xps_heap *heap, uint32_t at)
 {
 	heap->n_ranges--;
-	memmove(&heap->ranges[2 * at], &heap->ranges[2 * at + 2],
-		2 * sizeof(*heap->ranges) * (heap->n_ranges - at));
+	memmove(&heap->ranges[2 * at], &heap->ranges[2 * at + 2], 2 * sizeof(*heap->ranges) * (heap->n_ranges - at));
 }
 
 /* Out of order: take start..end into the ranges, unless something of it is there already. */

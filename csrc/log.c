@@ -108,7 +108,8 @@ static const struct kind kinds[XPS_N_LOG_KINDS] = {
 	[XPS_LOG_STOPPED_HEAP] = { XPS_LOG_INFO, format_stopped, "heaps dropped due to external stop" },
 	[XPS_LOG_RING_FULL] = { XPS_LOG_WARNING, format_ring_full, "blocks of a worker by a full ringbuffer" },
 	[XPS_LOG_POOL_EMPTY] = { XPS_LOG_WARNING, format_pool_empty, "allocations that found the memory pool empty" },
-	[XPS_LOG_KERNEL_DROPS] = { XPS_LOG_WARNING, format_kernel_drops, "batches after which the kernel had dropped packets" },
+	[XPS_LOG_KERNEL_DROPS] = { XPS_LOG_WARNING, format_kernel_drops,
+				   "batches after which the kernel had dropped packets" },
 	[XPS_LOG_READER_ERROR] = { XPS_LOG_WARNING, format_reader_error, "errors of a reader" },
 };
 

@@ -19,7 +19,7 @@ enum xps_log_kind {
 	XPS_LOG_RING_FULL,       /* first: heap cnt */
 	XPS_LOG_POOL_EMPTY,      /* first: bytes asked for */
 	XPS_LOG_KERNEL_DROPS,
-	XPS_LOG_READER_ERROR,    /* first: errno */
+	XPS_LOG_READER_ERROR, /* first: errno */
 	XPS_N_LOG_KINDS
 };
 

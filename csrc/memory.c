@@ -118,9 +118,7 @@ static void plain_destroy(struct xps_allocator *allocator)
 
 struct xps_allocator *xps_allocator_new(void)
 {
-	static const struct allocator_ops ops = {
-		.take = malloc_take, .give = malloc_give, .destroy = plain_destroy
-	};
+	static const struct allocator_ops ops = { .take = malloc_take, .give = malloc_give, .destroy = plain_destroy };
 	struct xps_allocator *allocator = calloc(1, sizeof(*allocator));
 
 	if (allocator) {
@@ -184,9 +182,7 @@ static void mmap_destroy(struct xps_allocator *allocator)
 
 struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
 {
-	static const struct allocator_ops ops = {
-		.take = mmap_take, .give = mmap_give, .destroy = mmap_destroy
-	};
+	static const struct allocator_ops ops = { .take = mmap_take, .give = mmap_give, .destroy = mmap_destroy };
 	struct mmap_allocator *mapper = calloc(1, sizeof(*mapper));
 
 	if (!mapper)
@@ -330,9 +326,7 @@ struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t low
 					  uint64_t initial, uint64_t low_water, struct xps_allocator *base,
 					  struct xps_log *log, struct xps_fail *fail)
 {
-	static const struct allocator_ops ops = {
-		.take = pool_take, .give = pool_give, .destroy = pool_destroy
-	};
+	static const struct allocator_ops ops = { .take = pool_take, .give = pool_give, .destroy = pool_destroy };
 	struct memory_pool *pool = calloc(1, sizeof(*pool));
 
 	if (!pool)

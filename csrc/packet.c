@@ -34,8 +34,7 @@ static void read_pointers(struct xps_packet *packet, struct specials *specials, 
 
 int xps_packet_decode(struct xps_packet *packet, const uint8_t *data, size_t length)
 {
-	const unsigned int needed =
-		SEEN(XPS_ID_HEAP_CNT) | SEEN(XPS_ID_PAYLOAD_OFFSET) | SEEN(XPS_ID_PAYLOAD_LENGTH);
+	const unsigned int needed = SEEN(XPS_ID_HEAP_CNT) | SEEN(XPS_ID_PAYLOAD_OFFSET) | SEEN(XPS_ID_PAYLOAD_LENGTH);
 	struct specials specials;
 	unsigned int n_items;
 

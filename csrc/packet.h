@@ -26,9 +26,9 @@ struct xps_packet {
 	uint64_t heap_cnt;
 	uint64_t payload_offset; /* in the heap */
 	uint64_t payload_length;
-	int64_t heap_length;     /* -1 if the packet does not say */
-	uint32_t header_size;    /* bytes up to the payload */
-	uint16_t n_pointers;     /* item pointers from the first that is not a protocol item of the packet */
+	int64_t heap_length;  /* -1 if the packet does not say */
+	uint32_t header_size; /* bytes up to the payload */
+	uint16_t n_pointers;  /* item pointers from the first that is not a protocol item of the packet */
 	uint8_t address_bits;
 	const uint8_t *pointers; /* big-endian */
 };

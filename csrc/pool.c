@@ -44,17 +44,17 @@ struct xps_loop {
 	pthread_mutex_t lock; /* guards all below */
 	struct xps_task *tasks, **tasks_tail;
 	bool stopping;
-	bool ended;           /* the thread will run no more tasks */
+	bool ended;            /* the thread will run no more tasks */
 	pthread_mutex_t alone; /* held by whoever runs a task after that; recursive */
-	int64_t cpu_ns;       /* used by the thread that has ended */
+	int64_t cpu_ns;        /* used by the thread that has ended */
 };
 
 struct xps_pool {
 	uint32_t references; /* atomic */
 	uint32_t n_loops;
-	uint32_t next;       /* atomic */
+	uint32_t next; /* atomic */
 	pthread_mutex_t stop_lock;
-	bool joined;         /* guarded by stop_lock */
+	bool joined; /* guarded by stop_lock */
 	struct xps_loop *loops;
 };
 

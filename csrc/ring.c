@@ -2,8 +2,9 @@
 /*
  * How it works
  *
- * The eventfd is raised when the worker has put heaps in while somebody waits for them, and lowered by the first who finds the ring
- * empty (or, once somebody polls it, by whoever empties the ring). While heaps keep coming and are being taken there is no system call at all: only whoever finds nothing pays.
+ * The eventfd is raised when the worker has put heaps in while somebody waits for them, and lowered by the first who
+ * finds the ring empty (or, once somebody polls it, by whoever empties the ring). While heaps keep coming and are being
+ * taken there is no system call at all: only whoever finds nothing pays.
  */
 #include "ring.h"
 

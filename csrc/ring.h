@@ -31,8 +31,9 @@ int xps_ring_init(struct xps_ring *ring, uint64_t capacity);
 void xps_ring_fini(struct xps_ring *ring);
 
 /*
- * Push, for users who look; those who wait are told by xps_ring_wake(), once for all that came in one go. Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`.
- * After stop all are refused. If not all fit, the ring remembers that the worker is parked.
+ * Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`.
+ * After stop all are refused. If not all fit, the ring remembers that the worker is parked. Users who look find the
+ * heaps; those who wait are told by xps_ring_wake(), once for all that came in one go.
  */
 uint32_t xps_ring_push(struct xps_ring *ring, struct xps_heap *const *heaps, uint32_t n, uint32_t *room);
 void xps_ring_wake(struct xps_ring *ring);

@@ -73,8 +73,8 @@ static void report_news(struct xps_stream *stream)
 	if (news->refused_stat) {
 		for (int i = XPS_STAT_OVERLAP; i <= XPS_STAT_NO_MEMORY; i++)
 			n_refused += stats[i];
-		xps_log(stream->log, XPS_LOG_REFUSED_PACKET, n_refused, (uint64_t)news->refused_stat,
-			news->refused_cnt, 0);
+		xps_log(stream->log, XPS_LOG_REFUSED_PACKET, n_refused, (uint64_t)news->refused_stat, news->refused_cnt,
+			0);
 		xps_log(stream->log, XPS_LOG_BEHIND, stats[XPS_STAT_BEHIND], news->refused_cnt, 0, 0);
 	}
 	if (stats[XPS_STAT_HEAPS_DISCARDED])

@@ -22,7 +22,7 @@ struct buffer_reader {
 	struct xps_packet packets[VIEWS_PER_PUSH];
 	uint32_t n_views, taken; /* views made, and those of them that the stream has taken */
 	bool begun;
-	int bad_stat;            /* why the packet at `next` cannot be decoded, 0: it can */
+	int bad_stat; /* why the packet at `next` cannot be decoded, 0: it can */
 };
 
 /* Decode the packet at `data`. Returns its bytes, or 0 if it cannot be decoded or is not all there. */

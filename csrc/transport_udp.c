@@ -202,7 +202,8 @@ static void udp_close(struct xps_reader *reader)
 /* Pages of the buffer are touched only as far as messages reach, so small packets cost little memory. */
 static int make_buffers(struct udp_reader *udp, struct xps_fail *fail)
 {
-	udp->buffer = mmap(NULL, (size_t)MESSAGES * SPACING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	udp->buffer =
+		mmap(NULL, (size_t)MESSAGES * SPACING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (udp->buffer == MAP_FAILED) {
 		udp->buffer = NULL;
 		return xps_fail_set(fail, ENOMEM, "allocate buffers", "no memory for %u datagrams", MESSAGES);

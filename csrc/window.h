@@ -33,7 +33,7 @@ struct xps_window_config {
 
 /* What is worth a line in the log; how often it happened is in the statistics. */
 struct xps_window_news {
-	int bad_stat, refused_stat;   /* why the last packet was refused by decoder and heap; 0: none was */
+	int bad_stat, refused_stat; /* why the last packet was refused by decoder and heap; 0: none was */
 	uint64_t refused_cnt;
 	uint64_t discarded_cnt, discarded_received, discarded_expected;
 };
@@ -42,18 +42,18 @@ struct xps_window {
 	/* Output: who takes heaps sets n_out to 0 (or moves the rest to the front). */
 	struct xps_heap *out[XPS_OUTBOX_SIZE];
 	uint32_t n_out;
-	bool ended;                   /* a stop item came */
-	uint64_t stats[XPS_N_STATS];  /* since the owner last took them */
+	bool ended;                  /* a stop item came */
+	uint64_t stats[XPS_N_STATS]; /* since the owner last took them */
 	struct xps_window_news news;
 
 	/* the window's own */
 	struct xps_window_config config;
-	struct xps_heap *last;        /* heap of the last packet, if it still is in its slot */
-	struct xps_heap **slots;      /* substreams * max_heaps */
-	uint32_t *heads;              /* next slot of each substream */
-	uint32_t *buckets;            /* first slot of each hash chain */
+	struct xps_heap *last;   /* heap of the last packet, if it still is in its slot */
+	struct xps_heap **slots; /* substreams * max_heaps */
+	uint32_t *heads;         /* next slot of each substream */
+	uint32_t *buckets;       /* first slot of each hash chain */
 	uint32_t bucket_bits;
-	uint32_t flushed;             /* slots that xps_window_flush() is done with */
+	uint32_t flushed; /* slots that xps_window_flush() is done with */
 };
 
 /* 0, -EINVAL (more than 2^24 slots) or -ENOMEM. The configuration is copied; the allocator stays the caller's. */

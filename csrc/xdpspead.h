@@ -123,18 +123,18 @@ struct xps_heap {
 	uint64_t capacity;  /* bytes allocated at `payload` */
 	uint32_t pointers_capacity;
 	uint32_t ranges_capacity;
-	uint32_t slot;       /* where the window keeps it */
-	uint32_t next;       /* in the window's hash chain */
-	uint32_t *set;       /* hash set over pointers, once they are many */
+	uint32_t slot; /* where the window keeps it */
+	uint32_t next; /* in the window's hash chain */
+	uint32_t *set; /* hash set over pointers, once they are many */
 	uint32_t set_bits;
 	uint64_t inline_pointers[8];
 };
 
 struct xps_item {
 	uint64_t id;
-	uint64_t value;  /* of an immediate */
-	uint64_t offset; /* of an addressed item, in the payload */
-	uint64_t length; /* of an addressed item, bytes */
+	uint64_t value;     /* of an immediate */
+	uint64_t offset;    /* of an addressed item, in the payload */
+	uint64_t length;    /* of an addressed item, bytes */
 	uint64_t immediate; /* 0 or 1; as wide as the rest so that an array of items is an array of uint64_t */
 };
 
@@ -215,12 +215,12 @@ bool xps_stat_is_maximum(int stat);
 enum xps_memcpy { XPS_MEMCPY_STD, XPS_MEMCPY_NONTEMPORAL };
 
 struct xps_stream_config {
-	uint64_t max_heaps;       /* partial heaps alive at a time in each substream, at least 1 */
-	uint64_t substreams;      /* at least 1; a heap belongs to substream cnt % substreams */
-	uint64_t max_heap_size;   /* larger heaps are refused, bytes */
-	uint64_t ring_heaps;      /* capacity of the ring of finished heaps, at least 1 */
-	int64_t nap_ns;           /* under load, how long packets may wait for others to be handled with, 0: not at all */
-	int memcpy;               /* enum xps_memcpy */
+	uint64_t max_heaps;     /* partial heaps alive at a time in each substream, at least 1 */
+	uint64_t substreams;    /* at least 1; a heap belongs to substream cnt % substreams */
+	uint64_t max_heap_size; /* larger heaps are refused, bytes */
+	uint64_t ring_heaps;    /* capacity of the ring of finished heaps, at least 1 */
+	int64_t nap_ns;         /* under load, how long packets may wait for others to be handled with, 0: not at all */
+	int memcpy;             /* enum xps_memcpy */
 	bool stop_on_stop_item;
 	bool allow_unsized_heaps;
 	bool allow_out_of_order;
@@ -242,8 +242,8 @@ void xps_stream_stop(struct xps_stream *stream);
 void xps_stream_free(struct xps_stream *stream);
 
 /*
- * Pop at most `n` finished heaps that are there, or wait up to `timeout_ms` for one (0 does not wait). Returns how many; 0 on
- * time-out; -EPIPE if the stream has stopped and the ring is empty; -EINTR if a signal came.
+ * Pop at most `n` finished heaps that are there, or wait up to `timeout_ms` for one (0 does not wait). Returns how
+ * many; 0 on time-out; -EPIPE if the stream has stopped and the ring is empty; -EINTR if a signal came.
  */
 int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
 /* A descriptor that is readable while heaps are waiting and once the stream has stopped. Not to be read from. */
@@ -277,8 +277,8 @@ struct xps_xdp_port;
 
 struct xps_xdp_port_config {
 	int ifindex;
-	int mode;          /* enum xps_xdp_mode */
-	int n_queues;      /* receive queues of the interface */
+	int mode;     /* enum xps_xdp_mode */
+	int n_queues; /* receive queues of the interface */
 	int mtu;
 	bool multi_buffer; /* wanted: the packets may be longer than a frame */
 };
@@ -286,7 +286,7 @@ struct xps_xdp_port_config {
 struct xps_xdp_endpoint {
 	uint8_t address[16]; /* IPv4 in the first four bytes; all zero: any address */
 	uint16_t port;
-	uint8_t family;      /* 4 or 6 */
+	uint8_t family; /* 4 or 6 */
 };
 
 struct xps_xdp_reader_config {
