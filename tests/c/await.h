@@ -21,16 +21,16 @@ static inline int64_t now_ms(void)
 	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-#define AWAIT(cond)                                                                                             \
-	do {                                                                                                    \
-		const int64_t await_end = now_ms() + DEADLINE_MS;                                               \
-		while (!(cond)) {                                                                               \
-			if (now_ms() > await_end) {                                                             \
+#define AWAIT(cond)                                                                                                  \
+	do {                                                                                                         \
+		const int64_t await_end = now_ms() + DEADLINE_MS;                                                    \
+		while (!(cond)) {                                                                                    \
+			if (now_ms() > await_end) {                                                                  \
 				fprintf(stderr, "%s:%d: %s: never true: %s\n", __FILE__, __LINE__, __func__, #cond); \
-				exit(1);                                                                        \
-			}                                                                                       \
-			sched_yield();                                                                          \
-		}                                                                                               \
+				exit(1);                                                                             \
+			}                                                                                            \
+			sched_yield();                                                                               \
+		}                                                                                                    \
 	} while (0)
 
 static inline bool readable(int fd)

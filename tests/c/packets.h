@@ -49,10 +49,8 @@ static inline uint8_t *put_word(uint8_t *at, uint64_t word)
 /* Magic, version, widths of id and address in bytes, two reserved bytes, number of items. */
 static inline uint8_t *put_header(uint8_t *at, unsigned address_bits, unsigned n_items)
 {
-	const uint8_t head[8] = { 0x53, 4,
-				  (uint8_t)(8 - address_bits / 8), (uint8_t)(address_bits / 8),
-				  0, 0,
-				  (uint8_t)(n_items >> 8), (uint8_t)n_items };
+	const uint8_t head[8] = { 0x53, 4, (uint8_t)(8 - address_bits / 8), (uint8_t)(address_bits / 8),
+				  0,    0, (uint8_t)(n_items >> 8),         (uint8_t)n_items };
 
 	memcpy(at, head, sizeof(head));
 	return at + sizeof(head);

@@ -391,12 +391,15 @@ static void test_heap_without_memory_is_refused_and_recovers(void)
 	rules.max_heap_size = UINT64_MAX;
 	rules.allocator = mapper;
 	/* More than any process can map. */
-	CHECK_EQ(add(&heap, &rules,
-		     &(struct spec){ .cnt = 5, .heap_length = -1, .offset = INT64_C(1) << 55, .length = 1, .address_bits = 56 }),
-		 XPS_STAT_NO_MEMORY);
+	CHECK_EQ(
+		add(&heap, &rules,
+		    &(struct spec){
+			    .cnt = 5, .heap_length = -1, .offset = INT64_C(1) << 55, .length = 1, .address_bits = 56 }),
+		XPS_STAT_NO_MEMORY);
 	CHECK_EQ(heap->received, 0);
 	CHECK_EQ(heap->n_ranges, 0);
-	CHECK_EQ(add(&heap, &rules, &(struct spec){ .cnt = 5, .heap_length = 10, .length = 10, .address_bits = 56 }), 0);
+	CHECK_EQ(add(&heap, &rules, &(struct spec){ .cnt = 5, .heap_length = 10, .length = 10, .address_bits = 56 }),
+		 0);
 	check_whole(heap, &rules, 10);
 	xps_allocator_free(mapper);
 }
@@ -475,7 +478,7 @@ static void check_immediate(const struct xps_item *item, uint64_t id, uint64_t v
 static void test_items_come_by_offset_then_immediates_by_value(void)
 {
 	const uint64_t pointers[] = { immediate(48, 0x1000, 500), addressed(48, 0x1001, 60), addressed(48, 0x1002, 0),
-				      immediate(48, 0x1003, 7),	  addressed(48, 0x1004, 20) };
+				      immediate(48, 0x1003, 7), addressed(48, 0x1004, 20) };
 	struct xps_heap *heap = heap_of_items(pointers, 5);
 	struct xps_item items[5];
 
@@ -493,8 +496,8 @@ static void test_empty_null_and_protocol_items_are_left_out(void)
 	const uint64_t pointers[] = {
 		addressed(48, 0x1000, 0),   addressed(48, 0x1001, 50), /* empty: the next begins there too */
 		addressed(48, 0x1002, 50),  addressed(48, 0, 80),      /* NULL ends the one before it */
-		addressed(48, 2, 30),	    immediate(48, 0, 3),       /* an address of a protocol item says nothing */
-		addressed(48, 0x1003, 100),			       /* at the end: empty */
+		addressed(48, 2, 30),       immediate(48, 0, 3),       /* an address of a protocol item says nothing */
+		addressed(48, 0x1003, 100),                            /* at the end: empty */
 	};
 	struct xps_heap *heap = heap_of_items(pointers, 7);
 	struct xps_item items[7];
@@ -597,10 +600,11 @@ static void test_items_beyond_the_limit_are_refused_with_their_payload(void)
 			 0);
 	}
 	CHECK_EQ(heap->n_pointers, XPS_MAX_ITEMS);
-	CHECK_EQ(add(&heap, &rules,
-		     &(struct spec){
-			     .cnt = 5, .heap_length = 30, .offset = 20, .length = 10, .items = pointers, .n_items = 1 }),
-		 XPS_STAT_TOO_MANY_ITEMS);
+	CHECK_EQ(
+		add(&heap, &rules,
+		    &(struct spec){
+			    .cnt = 5, .heap_length = 30, .offset = 20, .length = 10, .items = pointers, .n_items = 1 }),
+		XPS_STAT_TOO_MANY_ITEMS);
 	CHECK_EQ(heap->received, 20);
 	CHECK_EQ(add_part(&heap, &rules, 30, 20, 10), 0);
 	CHECK_EQ(heap->n_pointers, XPS_MAX_ITEMS);

@@ -45,9 +45,11 @@ static void test_every_flavour_is_decoded(void)
 {
 	for (unsigned bits = 8; bits <= 56; bits += 8) {
 		const uint64_t top = (UINT64_C(1) << bits) - 1;
-		const struct spec spec = {
-			.cnt = top - 1, .heap_length = (int64_t)top, .offset = top - 100, .length = 99, .address_bits = bits
-		};
+		const struct spec spec = { .cnt = top - 1,
+					   .heap_length = (int64_t)top,
+					   .offset = top - 100,
+					   .length = 99,
+					   .address_bits = bits };
 		struct xps_packet packet;
 
 		CHECK_EQ(decode_spec(&packet, &spec), 0);
@@ -85,8 +87,8 @@ static void test_packet_without_heap_length_says_so(void)
 
 static void test_pointers_begin_at_the_first_that_is_not_the_packets_own(void)
 {
-	const uint64_t words[] = { immediate(48, 3, 0),	     immediate(48, 4, 5), addressed(48, 0x1000, 7),
-				   immediate(48, 1, 9),	     immediate(48, 2, 5), immediate(48, 0x1001, 8),
+	const uint64_t words[] = { immediate(48, 3, 0), immediate(48, 4, 5), addressed(48, 0x1000, 7),
+				   immediate(48, 1, 9), immediate(48, 2, 5), immediate(48, 0x1001, 8),
 				   immediate(48, 6, 2) };
 	uint8_t data[8 + sizeof(words)];
 	struct xps_packet packet;
@@ -101,8 +103,10 @@ static void test_pointers_begin_at_the_first_that_is_not_the_packets_own(void)
 
 static void test_last_of_equal_special_items_wins(void)
 {
-	const uint64_t words[] = { immediate(48, 1, 10), immediate(48, 2, 20), immediate(48, 3, 1), immediate(48, 4, 2),
-				   immediate(48, 1, 11), immediate(48, 2, 21), immediate(48, 3, 3), immediate(48, 4, 4) };
+	const uint64_t words[] = {
+		immediate(48, 1, 10), immediate(48, 2, 20), immediate(48, 3, 1), immediate(48, 4, 2),
+		immediate(48, 1, 11), immediate(48, 2, 21), immediate(48, 3, 3), immediate(48, 4, 4)
+	};
 	struct xps_packet packet;
 
 	CHECK_EQ(decode_words(&packet, words, 8), 0);

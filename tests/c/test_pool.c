@@ -333,7 +333,7 @@ static void probe_ready(struct xps_watch *watch)
 {
 	struct probe *probe = XPS_CONTAINER_OF(watch, struct probe, watch);
 
-	probe->calls++;
+	__atomic_add_fetch(&probe->calls, 1, __ATOMIC_RELAXED);
 	if (probe->act)
 		probe->act(probe);
 }
@@ -680,6 +680,96 @@ static void test_queue_is_whole_after_its_last_was_removed(void)
 	xps_pool_free(pool);
 }
 
+/* ---------------------------------------------------------------- watches that ask to be called after a time */
+
+static void after_20_ms(struct probe *first, struct probe *second)
+{
+	(void)second;
+	xps_loop_after(first->loop, &first->watch, 20000000);
+}
+
+static void after_no_time(struct probe *first, struct probe *second)
+{
+	(void)second;
+	xps_loop_after(first->loop, &first->watch, 0);
+}
+
+static void after_an_hour_and_at_once(struct probe *first, struct probe *second)
+{
+	xps_loop_after(first->loop, &first->watch, INT64_C(3600000000000));
+	xps_loop_after(second->loop, &second->watch, 1000);
+}
+
+static void test_watch_is_called_after_its_time_and_once(void)
+{
+	struct xps_pool *pool = new_pool(1);
+	struct probe probe = probe_without_fd(xps_pool_loop(pool), NULL);
+	const int64_t begin = now_ms();
+
+	on_loop(add_both, &probe, NULL);
+	on_loop(after_20_ms, &probe, NULL);
+	AWAIT(calls_of(&probe) == 1);
+	CHECK(now_ms() - begin >= 20);
+	some_rounds(probe.loop);
+	CHECK_EQ(calls_of(&probe), 1);
+	on_loop(after_no_time, &probe, NULL);
+	AWAIT(calls_of(&probe) == 2);
+	close_probe(&probe);
+	xps_pool_free(pool);
+}
+
+/* Nothing else wakes the loop: no call, no descriptor. */
+static void test_time_alone_wakes_the_loop(void)
+{
+	struct xps_pool *pool = new_pool(1);
+	struct probe probe = probe_without_fd(xps_pool_loop(pool), NULL);
+
+	on_loop(add_both, &probe, NULL);
+	on_loop(after_20_ms, &probe, NULL);
+	AWAIT(__atomic_load_n(&probe.calls, __ATOMIC_RELAXED) == 1);
+	close_probe(&probe);
+	xps_pool_free(pool);
+}
+
+static void test_later_time_does_not_delay_an_earlier_one(void)
+{
+	struct xps_pool *pool = new_pool(1);
+	struct xps_loop *loop = xps_pool_loop(pool);
+	struct probe first = probe_without_fd(loop, NULL), second = probe_without_fd(loop, NULL);
+
+	on_loop(add_both, &first, &second);
+	on_loop(after_an_hour_and_at_once, &first, &second);
+	AWAIT(calls_of(&second) == 1);
+	CHECK_EQ(calls_of(&first), 0);
+	on_loop(after_no_time, &first, NULL); /* moves its time */
+	AWAIT(calls_of(&first) == 1);
+	close_probe(&first);
+	close_probe(&second);
+	xps_pool_free(pool);
+}
+
+static void after_no_time_and_removed(struct probe *first, struct probe *second)
+{
+	xps_loop_after(first->loop, &first->watch, 0);
+	xps_loop_after(second->loop, &second->watch, 0);
+	drop_both(first, second);
+	xps_loop_after(first->loop, &first->watch, 0); /* nothing: it is not there */
+}
+
+static void test_watch_that_was_removed_is_not_called_when_its_time_comes(void)
+{
+	struct xps_pool *pool = new_pool(1);
+	struct xps_loop *loop = xps_pool_loop(pool);
+	struct probe first = probe_without_fd(loop, NULL), second = probe_without_fd(loop, NULL);
+
+	on_loop(add_both, &first, &second);
+	on_loop(after_no_time_and_removed, &first, &second);
+	some_rounds(loop);
+	CHECK_EQ(calls_of(&first), 0);
+	CHECK_EQ(calls_of(&second), 0);
+	xps_pool_free(pool);
+}
+
 /* ---------------------------------------------------------------- threads */
 
 static void test_loops_are_given_in_turn(void)
@@ -806,6 +896,11 @@ int main(void)
 	test_watch_that_always_asks_starves_nobody();
 	test_watch_that_was_removed_is_not_called_again();
 	test_queue_is_whole_after_its_last_was_removed();
+
+	test_watch_is_called_after_its_time_and_once();
+	test_time_alone_wakes_the_loop();
+	test_later_time_does_not_delay_an_earlier_one();
+	test_watch_that_was_removed_is_not_called_when_its_time_comes();
 
 	test_loops_are_given_in_turn();
 	test_threads_leave_signals_to_others();

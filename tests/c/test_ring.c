@@ -36,6 +36,7 @@ static uint32_t push(struct xps_ring *ring, uint64_t first, uint32_t n)
 	for (uint32_t i = 0; i < n; i++)
 		heaps[i] = new_heap(first + i);
 	pushed = xps_ring_push(ring, heaps, n, &room);
+	xps_ring_wake(ring);
 	for (uint32_t i = pushed; i < n; i++)
 		xps_heap_free(heaps[i]);
 	return pushed;
@@ -228,6 +229,32 @@ static void test_heaps_one_by_one_reach_waiting_users_one_by_one(void)
 	close_ring(ring);
 }
 
+static void *pop_several(void *argument)
+{
+	struct xps_heap *heaps[4];
+	bool unparked;
+	int n = xps_ring_pop(argument, heaps, 4, DEADLINE_MS, &unparked);
+
+	for (int i = 0; i < n; i++)
+		xps_heap_free(heaps[i]);
+	return (void *)(intptr_t)n;
+}
+
+static void test_user_who_had_to_wait_gets_one_and_leaves_the_rest_to_others(void)
+{
+	struct xps_ring *ring = open_ring(10);
+	pthread_t users[3];
+
+	for (int i = 0; i < 3; i++)
+		users[i] = start(pop_several, ring);
+	AWAIT(n_waiting(ring) == 3);
+	CHECK_EQ(push(ring, 0, 4), 4);
+	for (int i = 0; i < 3; i++)
+		CHECK_EQ((intptr_t)join(users[i]), 1);
+	pop(ring, 3);
+	close_ring(ring);
+}
+
 static void test_stop_wakes_every_waiting_user(void)
 {
 	struct xps_ring *ring = open_ring(10);
@@ -305,6 +332,27 @@ static void test_descriptor_is_not_readable_when_a_waiting_user_took_the_heap(vo
 	CHECK_EQ(push(ring, 0, 1), 1);
 	CHECK_EQ((intptr_t)join(user), 1);
 	CHECK(!readable(xps_ring_fd(ring)));
+	close_ring(ring);
+}
+
+static void test_descriptor_tells_of_new_heaps_when_the_worker_says_so(void)
+{
+	struct xps_heap *heaps[2] = { new_heap(0), new_heap(1) };
+	struct xps_ring *ring = open_ring(4);
+	int fd = xps_ring_fd(ring);
+	uint32_t room;
+
+	xps_ring_wake(ring);
+	CHECK(!readable(fd)); /* there is nothing */
+	CHECK_EQ(xps_ring_push(ring, heaps, 2, &room), 2);
+	CHECK(!readable(fd));
+	pop(ring, 0); /* whoever looks finds it */
+	xps_ring_wake(ring);
+	CHECK(readable(fd));
+	pop(ring, 1);
+	CHECK(!readable(fd));
+	xps_ring_wake(ring);
+	CHECK(!readable(fd));
 	close_ring(ring);
 }
 
@@ -404,6 +452,7 @@ static void push_all(struct shared *shared)
 		while (n < 5 && made < HEAPS)
 			heaps[n++] = new_heap(made++);
 		pushed = xps_ring_push(shared->ring, heaps, n, &room);
+		xps_ring_wake(shared->ring);
 		n -= pushed;
 		memmove(heaps, heaps + pushed, n * sizeof(*heaps));
 		pthread_mutex_lock(&shared->lock);
@@ -490,12 +539,14 @@ int main(void)
 	test_pop_of_an_empty_ring_waits_as_long_as_it_was_told();
 	test_every_waiting_user_gets_a_heap();
 	test_heaps_one_by_one_reach_waiting_users_one_by_one();
+	test_user_who_had_to_wait_gets_one_and_leaves_the_rest_to_others();
 	test_stop_wakes_every_waiting_user();
 	test_signal_interrupts_a_waiting_user();
 
 	test_descriptor_is_readable_while_heaps_are_there();
 	test_descriptor_shows_what_came_before_it_was_asked_for();
 	test_descriptor_is_not_readable_when_a_waiting_user_took_the_heap();
+	test_descriptor_tells_of_new_heaps_when_the_worker_says_so();
 	test_descriptor_stays_readable_after_stop();
 
 	test_heaps_can_be_popped_after_stop_and_none_be_pushed();

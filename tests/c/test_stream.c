@@ -317,8 +317,7 @@ static void test_blocked_stream_can_be_stopped_and_its_ring_be_read(void)
 		pop(stream, cnt);
 	check_ended(stream);
 	xps_stream_stats(stream, stats);
-	CHECK_EQ(stats[XPS_STAT_HEAPS],
-		 3 + stats[XPS_STAT_HEAPS_DROPPED_STOP] + stats[XPS_STAT_HEAPS_DISCARDED]);
+	CHECK_EQ(stats[XPS_STAT_HEAPS], 3 + stats[XPS_STAT_HEAPS_DROPPED_STOP] + stats[XPS_STAT_HEAPS_DISCARDED]);
 	CHECK(stats[XPS_STAT_HEAPS_DROPPED_STOP] > 0);
 	xps_stream_free(stream);
 	xps_pool_free(pool);

@@ -87,7 +87,9 @@ static void take_all(struct xps_window *window)
 
 static void test_windows_that_cannot_be_are_refused(void)
 {
-	const uint64_t bad[][2] = { { 0, 1 }, { 1, 0 }, { (1 << 24) + 1, 1 }, { 4097, 4096 }, { UINT64_MAX, UINT64_MAX } };
+	const uint64_t bad[][2] = {
+		{ 0, 1 }, { 1, 0 }, { (1 << 24) + 1, 1 }, { 4097, 4096 }, { UINT64_MAX, UINT64_MAX }
+	};
 	struct xps_window window;
 
 	for (unsigned i = 0; i < XPS_ARRAY_LEN(bad); i++) {
