@@ -40,7 +40,7 @@ from wire import Packet, pattern, simple_heap, stop_packet
 pytestmark = [pytest.mark.ours, pytest.mark.xdp]
 
 if not os.environ.get("XDPSPEAD_TEST_PEER"):
-    from xdplab import Lab
+    from xdplab import Lab, program_is_loaded
 
 UDP_SEGMENT = 103
 
@@ -557,17 +557,12 @@ def test_program_is_unloaded_with_the_last_stream(lab):
     port = lab.add_reader(stream)
     lab.assert_receives(stream, port)
     program = lab.program()
+    assert program_is_loaded(program)
     stream.stop()
     del stream
     gc.collect()
 
-    def loaded() -> bool:
-        done = subprocess.run(
-            ["bpftool", "prog", "show", "id", str(program)], capture_output=True, check=False
-        )
-        return done.returncode == 0
-
-    wait_for(lambda: not loaded(), "the program unloaded")
+    wait_for(lambda: not program_is_loaded(program), "the program unloaded")
 
 
 def test_dropping_the_stream_detaches(lab):

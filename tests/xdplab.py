@@ -7,6 +7,7 @@ sockets, child processes, the link, the namespaces.
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import json
 import mmap
@@ -34,7 +35,7 @@ _SOL_XDP = 283
 _AF_XDP = 44
 _XDP_RX_RING, _XDP_UMEM_REG, _XDP_UMEM_FILL_RING, _XDP_UMEM_COMPLETION_RING = 2, 4, 5, 6
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
-_BPF_PROG_LOAD, _BPF_LINK_CREATE = 5, 28
+_BPF_PROG_LOAD, _BPF_PROG_GET_FD_BY_ID, _BPF_LINK_CREATE = 5, 13, 28
 _BPF_PROG_TYPE_XDP, _BPF_XDP = 6, 37
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -244,3 +245,15 @@ def _bpf(command: int, attributes: bytes) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"bpf({command}): {os.strerror(number)}")
     return fd
+
+
+def program_is_loaded(number: int) -> bool:
+    """Return whether the kernel has a BPF program with this id."""
+    try:
+        fd = _bpf(_BPF_PROG_GET_FD_BY_ID, struct.pack("I", number))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    os.close(fd)
+    return True
