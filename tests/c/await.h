@@ -47,6 +47,24 @@ static inline void await_readable(int fd)
 	CHECK_EQ(poll(&pollfd, 1, DEADLINE_MS), 1);
 }
 
+/* Until the thread of this process sleeps in the kernel, as one that waits for something does. */
+static inline void await_asleep(pid_t thread)
+{
+	const int64_t end = now_ms() + DEADLINE_MS;
+	char path[64], state = 0;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", thread);
+	while (state != 'S') {
+		FILE *file = fopen(path, "r");
+
+		CHECK(file);
+		CHECK_EQ(fscanf(file, "%*d (%*[^)]) %c", &state), 1);
+		fclose(file);
+		CHECK(now_ms() < end);
+		sched_yield();
+	}
+}
+
 static inline pthread_t start(void *(*run)(void *), void *argument)
 {
 	pthread_t thread;

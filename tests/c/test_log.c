@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Messages from workers to the user's log: what is said, how often, and that nothing is lost without a word. */
 #include <errno.h>
+#include <unistd.h>
 
 #include "await.h"
 #include "check.h"
@@ -162,31 +163,50 @@ static void test_taker_waits_as_long_as_it_was_told(void)
 	xps_log_free(log);
 }
 
-static void *take_one(void *log)
+struct taker {
+	struct xps_log *log;
+	pid_t thread; /* atomic */
+};
+
+static void *take_one(void *argument)
 {
+	struct taker *taker = argument;
 	struct xps_log_line line;
 
-	return (void *)(intptr_t)xps_log_take(log, &line, 1, DEADLINE_MS);
+	__atomic_store_n(&taker->thread, gettid(), __ATOMIC_RELEASE);
+	return (void *)(intptr_t)xps_log_take(taker->log, &line, 1, DEADLINE_MS);
+}
+
+/* A thread that waits for a message. */
+static pthread_t start_taker(struct taker *taker)
+{
+	pthread_t thread = start(take_one, taker);
+
+	AWAIT(__atomic_load_n(&taker->thread, __ATOMIC_ACQUIRE));
+	await_asleep(taker->thread);
+	return thread;
 }
 
 static void test_message_wakes_a_taker(void)
 {
 	struct xps_log *log = xps_log_new();
-	pthread_t taker = start(take_one, log);
+	struct taker taker = { .log = log };
+	pthread_t thread = start_taker(&taker);
 
 	xps_log(log, XPS_LOG_BEHIND, 1, 42, 0, 0);
-	CHECK_EQ((intptr_t)join(taker), 1);
+	CHECK_EQ((intptr_t)join(thread), 1);
 	xps_log_free(log);
 }
 
 static void test_close_wakes_a_taker_for_good(void)
 {
 	struct xps_log *log = xps_log_new();
-	pthread_t taker = start(take_one, log);
+	struct taker taker = { .log = log };
+	pthread_t thread = start_taker(&taker);
 
 	xps_log_close(log);
-	CHECK_EQ((intptr_t)join(taker), -EPIPE);
-	CHECK_EQ((intptr_t)take_one(log), -EPIPE);
+	CHECK_EQ((intptr_t)join(thread), -EPIPE);
+	CHECK_EQ((intptr_t)take_one(&taker), -EPIPE);
 	xps_log_free(log);
 }
 

@@ -770,6 +770,31 @@ static void test_watch_that_was_removed_is_not_called_when_its_time_comes(void)
 	xps_pool_free(pool);
 }
 
+/* Every list that the watch may be in. */
+static void join_all_lists_and_go(struct probe *first, struct probe *second)
+{
+	xps_loop_again(first->loop, &first->watch);
+	xps_loop_after(first->loop, &first->watch, 0);
+	drop_both(first, second);
+	memset(first, 0xff, sizeof(*first));
+	memset(second, 0xff, sizeof(*second));
+}
+
+static void test_nobody_looks_at_a_watch_that_was_removed(void)
+{
+	struct xps_pool *pool = new_pool(1);
+	struct xps_loop *loop = xps_pool_loop(pool);
+	struct probe first = probe_without_fd(loop, NULL), second = probe_of(loop, true, NULL);
+	struct job job = { .task.run = run_job, .act = join_all_lists_and_go, .first = &first, .second = &second };
+	const int fd = second.watch.fd;
+
+	on_loop(add_both, &first, &second);
+	xps_loop_call(loop, &job.task);
+	some_rounds(loop);
+	close(fd);
+	xps_pool_free(pool);
+}
+
 /* ---------------------------------------------------------------- threads */
 
 static void test_loops_are_given_in_turn(void)
@@ -901,6 +926,7 @@ int main(void)
 	test_time_alone_wakes_the_loop();
 	test_later_time_does_not_delay_an_earlier_one();
 	test_watch_that_was_removed_is_not_called_when_its_time_comes();
+	test_nobody_looks_at_a_watch_that_was_removed();
 
 	test_loops_are_given_in_turn();
 	test_threads_leave_signals_to_others();

@@ -447,6 +447,23 @@ static void test_missing_interface_is_named(void)
 	CHECK(strstr(fail.text, "999999"));
 }
 
+static void test_mtu_too_large_for_the_driver_is_refused_and_says_so(void)
+{
+	const struct xps_xdp_port_config config = { .ifindex = (int)if_nametoindex("v0"),
+						    .mode = XPS_XDP_NATIVE,
+						    .n_queues = QUEUES,
+						    .mtu = 9000,
+						    .multi_buffer = false };
+	struct xps_fail fail = { 0 };
+
+	CHECK_EQ(system("ip link set v0 mtu 9000 && ip link set v1 mtu 9000"), 0);
+	CHECK(!xps_xdp_port_new(&config, &fail));
+	CHECK(!strcmp(fail.step, "attach program"));
+	CHECK(strstr(fail.text, "MTU 9000"));
+	CHECK(strstr(fail.text, "Use a smaller MTU"));
+	CHECK_EQ(system("ip link set v0 mtu 1500 && ip link set v1 mtu 1500"), 0);
+}
+
 /* The kernel makes no sense of a context with a queue before 5.15, nor of programs with fragments before 5.18. */
 static bool kernel_is_new_enough(void)
 {
@@ -493,5 +510,6 @@ int main(void)
 	test_second_port_on_an_interface_is_refused();
 	test_closing_the_port_detaches_the_program();
 	test_missing_interface_is_named();
+	test_mtu_too_large_for_the_driver_is_refused_and_says_so();
 	return 0;
 }

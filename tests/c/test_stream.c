@@ -725,32 +725,40 @@ static void test_datagrams_of_max_size_are_taken_and_longer_ones_are_not(void)
 
 static void test_datagrams_that_the_kernel_glued_are_taken_apart(void)
 {
-	enum { N = 20 };
+	/* More datagrams than the reader looks at in one go, and the boundary lies within a message. */
+	enum { MESSAGES = 5, EACH = 21 };
 	const struct spec spec = { .heap_length = 200, .length = 200 };
-	const struct spec last = { .cnt = N, .heap_length = 50, .length = 50 }; /* the last may be shorter */
 	const int segment = (int)spec_size(&spec);
 	const struct xps_stream_config config = config_of(1);
 	struct udp udp = open_udp(&config, 9000);
-	static uint8_t data[(N + 1) * 512];
-	uint8_t *at = data;
+	static uint8_t data[EACH * 512];
+	uint64_t cnt = 0;
 
+	for (; cnt < 3; cnt++) /* block it, so that all the others are there when it goes on */
+		send_heap(&udp, cnt);
+	AWAIT(stat_of(udp.stream, XPS_STAT_WORKER_BLOCKED) == 1);
 	if (setsockopt(udp.out, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof(segment))) {
 		fprintf(stderr, "not tried: no UDP_SEGMENT here\n");
 		close_udp(&udp);
 		return;
 	}
-	for (uint64_t cnt = 0; cnt < N; cnt++) {
-		struct spec one = spec;
+	for (int i = 0; i < MESSAGES; i++) {
+		uint8_t *at = data;
 
-		one.cnt = cnt;
-		at = put_packet(at, &one);
+		for (int j = 0; j < EACH; j++, cnt++) {
+			struct spec one = spec;
+
+			one.cnt = cnt;
+			if (j == EACH - 1) /* the last may be shorter */
+				one.heap_length = (int64_t)(one.length = 50);
+			at = put_packet(at, &one);
+		}
+		CHECK_EQ(send(udp.out, data, (size_t)(at - data), 0), at - data);
 	}
-	at = put_packet(at, &last);
-	CHECK_EQ(send(udp.out, data, (size_t)(at - data), 0), at - data);
-	AWAIT(stat_of(udp.stream, XPS_STAT_WORKER_BLOCKED) == 1); /* in the middle of a message */
-	for (uint64_t cnt = 0; cnt <= N; cnt++)
-		pop(udp.stream, cnt);
-	AWAIT(stat_of(udp.stream, XPS_STAT_PACKETS) == N + 1);
+	for (uint64_t i = 0; i < cnt; i++)
+		pop(udp.stream, i);
+	AWAIT(stat_of(udp.stream, XPS_STAT_PACKETS) == cnt);
+	CHECK(stat_of(udp.stream, XPS_STAT_MAX_BATCH) > 64);
 	close_udp(&udp);
 }
 
@@ -845,6 +853,33 @@ static void test_statistics_are_snapshots_while_the_stream_runs(void)
 	close_udp(&udp);
 }
 
+/* CPU time of the worker while the clock goes on by 100 ms: the time is what is measured, nobody waits for it. */
+static int64_t cpu_ns_in_100_ms(struct xps_pool *pool)
+{
+	const int64_t before = xps_pool_cpu_ns(pool);
+	const struct timespec pause = { .tv_nsec = 100000000 };
+
+	nanosleep(&pause, NULL);
+	return xps_pool_cpu_ns(pool) - before;
+}
+
+static void test_blocked_stream_costs_no_time(void)
+{
+	const struct xps_stream_config config = config_of(1);
+	struct udp udp = open_udp(&config, 9000);
+	struct xps_fail fail = { 0 };
+
+	for (uint64_t cnt = 0; cnt < 200; cnt++) /* more than one batch: the socket stays readable */
+		send_heap(&udp, cnt);
+	AWAIT(stat_of(udp.stream, XPS_STAT_WORKER_BLOCKED) == 1);
+	CHECK(cpu_ns_in_100_ms(udp.pool) < 30000000);
+	/* A second reader comes, and it too has something to read. */
+	CHECK_EQ(xps_add_udp_reader(udp.stream, udp.in, 9000, &fail), 0);
+	CHECK(cpu_ns_in_100_ms(udp.pool) < 30000000);
+	CHECK_EQ(xps_stream_ring_size(udp.stream), 1);
+	close_udp(&udp);
+}
+
 static void test_reader_added_while_the_stream_is_blocked_is_heard_when_there_is_room(void)
 {
 	const struct xps_stream_config config = config_of(1);
@@ -903,6 +938,7 @@ int main(void)
 	test_what_is_no_udp_socket_is_refused();
 	test_udp_stream_can_be_stopped_while_blocked_and_while_packets_come();
 	test_statistics_are_snapshots_while_the_stream_runs();
+	test_blocked_stream_costs_no_time();
 	test_reader_added_while_the_stream_is_blocked_is_heard_when_there_is_room();
 
 	xps_log_free(quiet);

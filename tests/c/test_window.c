@@ -168,6 +168,23 @@ static void test_heap_that_was_evicted_is_new_when_it_comes_again(void)
 	close_window(window);
 }
 
+static void test_heap_that_was_completed_is_new_when_it_comes_again(void)
+{
+	const struct xps_window_config config = config_of(2);
+	struct xps_window *window = open_window(&config);
+
+	for (int i = 0; i < 2; i++) { /* the first one stays in the outbox */
+		push_half(window, 5, 0);
+		push_half(window, 5, 1);
+	}
+	CHECK_EQ(window->stats[XPS_STAT_BEHIND], 0);
+	CHECK_EQ(window->n_out, 2);
+	CHECK(window->out[0] != window->out[1]);
+	take(window, 5, true);
+	take(window, 5, true);
+	close_window(window);
+}
+
 static void test_out_of_order_any_packet_opens_a_heap(void)
 {
 	struct xps_window_config config = config_of(1);
@@ -613,6 +630,7 @@ int main(void)
 	test_whole_heaps_take_slots_too();
 	test_heap_is_completed_by_the_last_heap_before_its_eviction();
 	test_heap_that_was_evicted_is_new_when_it_comes_again();
+	test_heap_that_was_completed_is_new_when_it_comes_again();
 	test_out_of_order_any_packet_opens_a_heap();
 	test_substreams_do_not_evict_each_other();
 	test_heap_of_one_packet_is_not_mixed_with_another_of_its_name();
