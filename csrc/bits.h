@@ -54,6 +54,18 @@ static inline uint64_t xps_max_u64(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
+/*
+ * Hash `value`. The address of the table, which no sender knows, goes into it: otherwise values could be chosen that all
+ * fall into one place, and a few packets of them would keep a core busy for seconds.
+ */
+static inline uint64_t xps_hash(uint64_t value, const void *table)
+{
+	uint64_t mixed = value ^ (uintptr_t)table;
+
+	mixed = (mixed ^ mixed >> 32) * UINT64_C(0x9e3779b97f4a7c15);
+	return (mixed ^ mixed >> 29) * UINT64_C(0xbf58476d1ce4e5b9);
+}
+
 /* `value` rounded up to a multiple of `unit`, a power of two. The caller has made sure that it does not overflow. */
 static inline uint64_t xps_round_up(uint64_t value, uint64_t unit)
 {

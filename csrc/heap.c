@@ -54,7 +54,7 @@ uint8_t *xps_heap_take_payload(struct xps_heap *heap)
 
 static uint32_t set_start(const struct xps_heap *heap, uint64_t pointer)
 {
-	return (uint32_t)((pointer * UINT64_C(0x9e3779b97f4a7c15)) >> (64 - heap->set_bits));
+	return (uint32_t)(xps_hash(pointer, heap->set) >> (64 - heap->set_bits));
 }
 
 /* Where the pointer's index is or belongs. The set is never full. */

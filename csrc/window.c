@@ -53,7 +53,7 @@ void xps_window_fini(struct xps_window *window)
 
 static uint32_t *bucket_of(const struct xps_window *window, uint64_t cnt)
 {
-	return &window->buckets[(cnt * UINT64_C(0x9e3779b97f4a7c15)) >> (64 - window->bucket_bits)];
+	return &window->buckets[xps_hash(cnt, window->buckets) >> (64 - window->bucket_bits)];
 }
 
 static struct xps_heap *find(struct xps_window *window, uint64_t cnt)

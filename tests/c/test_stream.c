@@ -577,6 +577,7 @@ static void *watch_stats(void *argument)
 		CHECK_EQ(stats[XPS_STAT_SINGLE_PACKET_HEAPS], stats[XPS_STAT_PACKETS]);
 		memcpy(last, stats, sizeof(last));
 		watcher->looks++;
+		sched_yield();
 	}
 	return NULL;
 }
