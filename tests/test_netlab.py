@@ -179,6 +179,10 @@ def start_laboratory_process(tmp_path: Path) -> tuple[subprocess.Popen[str], int
             from subprocess import DEVNULL
             from xdpspead._netlab import VethLab
 
+            # Whoever runs the tests may ignore them, as nohup does, and that is inherited.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             with VethLab() as lab:
                 child = lab.tx.popen(["sleep", "1000"], stdout=DEVNULL, stderr=DEVNULL)
                 print(child.pid, flush=True)
