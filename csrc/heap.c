@@ -68,7 +68,7 @@ static uint32_t *set_find(const struct xps_heap *heap, uint64_t pointer)
 	return &heap->set[i];
 }
 
-/* Double the room for pointers, and make the set four times as large as that has room, so that chains stay short. */
+/* Double the room for pointers, and make the set twice as large as that has room, so that chains stay short. */
 static int grow_pointers(struct xps_heap *heap)
 {
 	uint32_t capacity = heap->pointers_capacity * 2;

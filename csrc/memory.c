@@ -98,9 +98,9 @@ static struct xps_block *malloc_take(struct xps_allocator *allocator, uint64_t s
 {
 	struct xps_block *block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + size, XPS_CACHE_LINE));
 
+	(void)allocator;
 	if (!block)
 		return NULL;
-	block->source = allocator;
 	block->capacity = size;
 	return block;
 }
@@ -144,14 +144,13 @@ static uint64_t mapped_size(uint64_t capacity, bool huge)
 	return xps_round_up(sizeof(struct xps_block) + capacity, huge ? HUGE_PAGE : SMALL_PAGE);
 }
 
-static struct xps_block *map_block(struct xps_allocator *allocator, uint64_t size, int flags, bool huge)
+static struct xps_block *map_block(uint64_t size, int flags, bool huge)
 {
 	struct xps_block *block = mmap(NULL, mapped_size(size, huge), PROT_READ | PROT_WRITE,
 				       MAP_PRIVATE | MAP_ANONYMOUS | flags | (huge ? MAP_HUGETLB : 0), -1, 0);
 
 	if (block == MAP_FAILED)
 		return NULL;
-	block->source = allocator;
 	block->capacity = size;
 	block->huge = huge;
 	return block;
@@ -163,9 +162,9 @@ static struct xps_block *mmap_take(struct xps_allocator *allocator, uint64_t siz
 	struct xps_block *block = NULL;
 
 	if (mapper->prefer_huge)
-		block = map_block(allocator, size, mapper->flags, true);
+		block = map_block(size, mapper->flags, true);
 	if (!block)
-		block = map_block(allocator, size, mapper->flags, false);
+		block = map_block(size, mapper->flags, false);
 	return block;
 }
 
@@ -198,6 +197,7 @@ struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
 struct memory_pool {
 	struct xps_allocator base;
 	struct xps_allocator *source;
+	uint64_t capacity; /* atomic; of the blocks that the source makes for us, which may be larger than asked for */
 	uint64_t lower, upper, max_free, initial, low_water;
 	struct xps_log *log;
 	struct xps_pool *threads; /* NULL: no refilling */
@@ -218,12 +218,16 @@ static struct memory_pool *pool_of(struct xps_allocator *allocator)
 
 static struct xps_block *make_block(struct memory_pool *pool)
 {
-	return pool->source->ops->take(pool->source, pool->upper);
+	struct xps_block *block = pool->source->ops->take(pool->source, pool->upper);
+
+	if (block)
+		__atomic_store_n(&pool->capacity, block->capacity, __ATOMIC_RELAXED);
+	return block;
 }
 
-static void drop_block(struct xps_block *block)
+static void drop_block(struct memory_pool *pool, struct xps_block *block)
 {
-	block->source->ops->give(block->source, block);
+	pool->source->ops->give(pool->source, block);
 }
 
 /* Keep the block if there is room, else give its memory back. */
@@ -238,7 +242,7 @@ static void shelve(struct memory_pool *pool, struct xps_block *block)
 	}
 	pthread_mutex_unlock(&pool->lock);
 	if (block)
-		drop_block(block);
+		drop_block(pool, block);
 }
 
 static void refill(struct xps_task *task)
@@ -291,8 +295,8 @@ static void pool_give(struct xps_allocator *allocator, struct xps_block *block)
 {
 	struct memory_pool *pool = pool_of(allocator);
 
-	if (block->capacity != pool->upper)
-		drop_block(block);
+	if (block->capacity != __atomic_load_n(&pool->capacity, __ATOMIC_RELAXED))
+		drop_block(pool, block);
 	else
 		shelve(pool, block);
 }
@@ -313,7 +317,7 @@ static void pool_destroy(struct xps_allocator *allocator)
 		struct xps_block *block = pool->free;
 
 		pool->free = block->next;
-		drop_block(block);
+		drop_block(pool, block);
 	}
 	xps_allocator_free(pool->source);
 	xps_log_free(pool->log);

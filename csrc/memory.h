@@ -12,12 +12,11 @@
 #include "xdpspead.h"
 
 struct xps_block {
-	struct xps_allocator *owner;  /* takes the block back; the block holds a reference to it */
-	struct xps_allocator *source; /* made the memory */
-	struct xps_block *next;       /* in a free list */
-	uint64_t capacity;            /* bytes of payload */
-	uint32_t references;          /* atomic */
-	uint32_t huge;                /* lies on huge pages */
+	struct xps_allocator *owner; /* takes the block back; the block holds a reference to it */
+	struct xps_block *next;      /* in a free list */
+	uint64_t capacity;           /* bytes of payload */
+	uint32_t references;         /* atomic */
+	uint32_t huge;               /* lies on huge pages */
 } __attribute__((aligned(XPS_CACHE_LINE)));
 
 /* A payload of at least `size` bytes, aligned to a cache line, not cleared, with one reference. NULL: no memory. */

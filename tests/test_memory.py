@@ -257,6 +257,18 @@ def test_pools_that_make_no_sense_are_warned_about(arguments, word, caplog):
 
 
 @pytest.mark.ours
+def test_blocks_of_a_pool_on_a_pool_come_home_to_both():
+    inner = sp.MemoryPool(1000, 2000, 8, 6)
+    outer = sp.MemoryPool(500, 1500, 2, 2, inner)
+    assert (outer.free, inner.free) == (2, 4)
+    held = heaps_in(outer, [1200] * 5)
+    assert (outer.free, inner.free) == (0, 1)
+    del held
+    gc.collect()
+    wait_for(lambda: (outer.free, inner.free) == (2, 4), "all blocks where they came from")
+
+
+@pytest.mark.ours
 def test_pool_too_large_for_the_machine_is_refused():
     with pytest.raises(MemoryError, match="blocks of"):
         sp.MemoryPool(1, 2**62, 3, 1)

@@ -211,7 +211,11 @@ def test_nothing_is_left_after_a_signal(number: signal.Signals, tmp_path: Path) 
     process, child = start_laboratory_process(tmp_path)
     assert len(named_namespaces(process.pid)) == 2
     process.send_signal(number)
-    process.communicate(timeout=TIMEOUT_S)
+    try:
+        process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        _netlab.sweep()
     assert process.returncode != 0
     assert named_namespaces(process.pid) == []
     assert not os.path.exists(f"/proc/{child}")
