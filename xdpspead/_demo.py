@@ -26,6 +26,7 @@ import xdpspead
 from xdpspead import _demo_sender as sender
 from xdpspead import recv
 from xdpspead._features import features
+from xdpspead._signals import undisturbed
 
 _PORT = 8888
 _POOL_HEAPS = 64
@@ -70,8 +71,9 @@ class _Loopback:
         self._children: list[subprocess.Popen[Any]] = []
 
     def popen(self, args: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
-        child = subprocess.Popen(args, **kwargs)
-        self._children.append(child)
+        with undisturbed():  # or Ctrl-C could come between the child's start and the note of it
+            child = subprocess.Popen(args, **kwargs)
+            self._children.append(child)
         return child
 
     def add_reader(self, stream: recv.Stream) -> None:

@@ -26,17 +26,18 @@ import errno
 import fcntl
 import itertools
 import os
-import signal
 import socket
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from pyroute2 import IPRoute
+
+from xdpspead._signals import signals_to_exceptions, undisturbed
 
 __all__ = ["Namespace", "VethLab", "sweep"]
 
@@ -205,9 +206,9 @@ class Namespace:
         """
         # A child inherits the namespace of the thread that forks it, so that nothing has to run
         # between fork and exec, which would not be safe in a process with threads.
-        with self.enter():
+        with self.enter(), undisturbed():
             child = subprocess.Popen(args, **kwargs)
-        self._children.append(child)
+            self._children.append(child)
         return child
 
     def run(
@@ -273,7 +274,7 @@ class VethLab:
     def __enter__(self) -> Self:
         try:
             sweep()
-            self._restore_signals = _signals_to_exceptions()
+            self._restore_signals = signals_to_exceptions()
             atexit.register(self.close)
             self._undo.callback(atexit.unregister, self.close)
             # Each step is noted before it is taken: an interrupt between the two then undoes a
@@ -309,7 +310,7 @@ class VethLab:
         if os.getpid() != self._owner:  # a forked child must not take its parent's network away
             return
         try:
-            with _undisturbed():
+            with undisturbed():
                 self._undo.close()
         finally:
             self._restore_signals()
@@ -407,56 +408,3 @@ def _listdir(path: str) -> list[str]:
         return os.listdir(path)
     except FileNotFoundError:
         return []
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _signals_to_exceptions() -> Callable[[], None]:
-    """Make SIGTERM and SIGHUP raise SystemExit where they would end the process at once.
-
-    Returns
-    -------
-    callable
-        Puts the former handlers back.
-    """
-    changed: list[signal.Signals] = []
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    def restore() -> None:
-        for number in changed:
-            if signal.getsignal(number) is leave:
-                signal.signal(number, signal.SIG_DFL)
-
-    if _in_main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, leave)
-                changed.append(number)
-    return restore
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold back SIGINT, SIGTERM and SIGHUP during the body, and deliver them after it."""
-    if not _in_main_thread():
-        yield
-        return
-    held: list[int] = []
-    former: dict[int, Any] = {}
-    number: int
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        handler = signal.getsignal(number)
-        if handler is not None and handler is not signal.SIG_IGN:
-            former[number] = handler
-            signal.signal(number, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)
