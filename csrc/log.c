@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "bits.h"
+#include "process.h"
 #include "stats.h"
 
 #define QUEUE_LENGTH 1024
@@ -28,6 +29,7 @@ struct summary {
 };
 
 struct xps_log {
+	uint32_t process;
 	uint32_t references; /* atomic */
 	pthread_mutex_t lock;
 	pthread_cond_t readable;
@@ -86,11 +88,14 @@ static void format_pool_empty(char *text, size_t size, uint64_t bytes, uint64_t 
 	snprintf(text, size, "memory pool is empty when allocating %llu bytes", (ull)bytes);
 }
 
-static void format_kernel_drops(char *text, size_t size, uint64_t n, uint64_t unused, uint64_t unused2)
+static void format_kernel_drops(char *text, size_t size, uint64_t unused, uint64_t unused2, uint64_t unused3)
 {
 	(void)unused;
 	(void)unused2;
-	snprintf(text, size, "the kernel dropped %llu packets because the socket's buffer was full", (ull)n);
+	(void)unused3;
+	snprintf(text, size,
+		 "the kernel dropped a packet because the socket's buffer was full: the stream must be read faster, or "
+		 "buffer_size must be larger");
 }
 
 static void format_reader_error(char *text, size_t size, uint64_t err, uint64_t unused, uint64_t unused2)
@@ -109,7 +114,7 @@ static const struct kind kinds[XPS_N_LOG_KINDS] = {
 	[XPS_LOG_RING_FULL] = { XPS_LOG_WARNING, format_ring_full, "blocks of a worker by a full ringbuffer" },
 	[XPS_LOG_POOL_EMPTY] = { XPS_LOG_WARNING, format_pool_empty, "allocations that found the memory pool empty" },
 	[XPS_LOG_KERNEL_DROPS] = { XPS_LOG_WARNING, format_kernel_drops,
-				   "batches after which the kernel had dropped packets" },
+				   "packets dropped by the kernel because the socket's buffer was full" },
 	[XPS_LOG_READER_ERROR] = { XPS_LOG_WARNING, format_reader_error, "errors of a reader" },
 };
 
@@ -133,6 +138,7 @@ struct xps_log *xps_log_new(void)
 		free(log);
 		return NULL;
 	}
+	log->process = xps_process();
 	log->references = 1;
 	pthread_mutex_init(&log->lock, NULL);
 	pthread_condattr_init(&attributes);
@@ -152,8 +158,11 @@ void xps_log_free(struct xps_log *log)
 {
 	if (!log || __atomic_sub_fetch(&log->references, 1, __ATOMIC_ACQ_REL) != 0)
 		return;
-	pthread_cond_destroy(&log->readable);
-	pthread_mutex_destroy(&log->lock);
+	/* In a forked child a thread that is not there may hold the one and wait for the other, and we for it. */
+	if (xps_process_is(log->process)) {
+		pthread_cond_destroy(&log->readable);
+		pthread_mutex_destroy(&log->lock);
+	}
 	free(log->lines);
 	free(log);
 }
@@ -196,7 +205,7 @@ void xps_log(struct xps_log *log, enum xps_log_kind kind, uint64_t n, uint64_t f
 	struct xps_log_line *line;
 	int64_t now;
 
-	if (!n)
+	if (!n || !xps_process_is(log->process))
 		return;
 	now = now_ns();
 	pthread_mutex_lock(&log->lock);
@@ -212,6 +221,19 @@ void xps_log(struct xps_log *log, enum xps_log_kind kind, uint64_t n, uint64_t f
 	if (n && !summary->n_held)
 		pthread_cond_signal(&log->readable); /* the taker must wake when this second is over */
 	summary->n_held += n;
+	pthread_mutex_unlock(&log->lock);
+}
+
+void xps_log_text(struct xps_log *log, int level, const char *text)
+{
+	struct xps_log_line *line;
+
+	if (!xps_process_is(log->process))
+		return;
+	pthread_mutex_lock(&log->lock);
+	line = new_line(log, level);
+	if (line)
+		snprintf(line->text, sizeof(line->text), "%s", text);
 	pthread_mutex_unlock(&log->lock);
 }
 
@@ -256,6 +278,8 @@ int xps_log_take(struct xps_log *log, struct xps_log_line *lines, int n, int tim
 	int64_t deadline = now_ns() + timeout_ms * INT64_C(1000000);
 	int taken;
 
+	if (!xps_process_is(log->process))
+		return -EPIPE;
 	pthread_mutex_lock(&log->lock);
 	for (;;) {
 		int64_t now = now_ns();
@@ -278,6 +302,8 @@ int xps_log_take(struct xps_log *log, struct xps_log_line *lines, int n, int tim
 
 void xps_log_close(struct xps_log *log)
 {
+	if (!xps_process_is(log->process))
+		return;
 	pthread_mutex_lock(&log->lock);
 	end_seconds(log, now_ns() + SECOND_NS);
 	log->closed = true;

@@ -18,8 +18,8 @@ enum xps_log_kind {
 	XPS_LOG_STOPPED_HEAP,    /* first: heap cnt */
 	XPS_LOG_RING_FULL,       /* first: heap cnt */
 	XPS_LOG_POOL_EMPTY,      /* first: bytes asked for */
-	XPS_LOG_KERNEL_DROPS,
-	XPS_LOG_READER_ERROR, /* first: errno */
+	XPS_LOG_KERNEL_DROPS,    /* no numbers */
+	XPS_LOG_READER_ERROR,    /* first: errno */
 	XPS_N_LOG_KINDS
 };
 
@@ -27,3 +27,5 @@ struct xps_log *xps_log_ref(struct xps_log *log);
 
 /* `n` events of a kind, of which the numbers describe one. n == 0 does nothing. */
 void xps_log(struct xps_log *log, enum xps_log_kind kind, uint64_t n, uint64_t first, uint64_t second, uint64_t third);
+/* A line of its own, cut where a line ends, for what happens seldom; level of enum xps_log_level. */
+void xps_log_text(struct xps_log *log, int level, const char *text);

@@ -5,7 +5,8 @@
  * Three kinds of allocator share one table of two functions. Every block that is out holds a reference to its owner,
  * so a pool lives until the last of its blocks has come home, whoever drops the pool first.
  *
- * Threads: anyone may allocate and free. The pool's free list has a lock; the rest is atomic counts.
+ * Threads: anyone may allocate and free. The pool's free list has a lock; the rest is atomic counts. A forked child
+ * must not take that lock, which a worker may have held: there a pool only passes on to its source.
  */
 #include "memory.h"
 
@@ -17,6 +18,7 @@
 #include "fail.h"
 #include "log.h"
 #include "pool.h"
+#include "process.h"
 
 struct allocator_ops {
 	struct xps_block *(*take)(struct xps_allocator *allocator, uint64_t size);
@@ -196,6 +198,7 @@ struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
 
 struct memory_pool {
 	struct xps_allocator base;
+	uint32_t process;
 	struct xps_allocator *source;
 	uint64_t capacity; /* atomic; of the blocks that the source makes for us, which may be larger than asked for */
 	uint64_t lower, upper, max_free, initial, low_water;
@@ -269,7 +272,7 @@ static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t siz
 	struct xps_block *block;
 	bool warn, start_refill;
 
-	if (size < pool->lower || size > pool->upper)
+	if (size < pool->lower || size > pool->upper || !xps_process_is(pool->process))
 		return pool->source->ops->take(pool->source, size);
 
 	pthread_mutex_lock(&pool->lock);
@@ -295,7 +298,7 @@ static void pool_give(struct xps_allocator *allocator, struct xps_block *block)
 {
 	struct memory_pool *pool = pool_of(allocator);
 
-	if (block->capacity != __atomic_load_n(&pool->capacity, __ATOMIC_RELAXED))
+	if (block->capacity != __atomic_load_n(&pool->capacity, __ATOMIC_RELAXED) || !xps_process_is(pool->process))
 		drop_block(pool, block);
 	else
 		shelve(pool, block);
@@ -322,7 +325,8 @@ static void pool_destroy(struct xps_allocator *allocator)
 	xps_allocator_free(pool->source);
 	xps_log_free(pool->log);
 	xps_pool_free(pool->threads);
-	pthread_mutex_destroy(&pool->lock);
+	if (xps_process_is(pool->process))
+		pthread_mutex_destroy(&pool->lock);
 	free(pool);
 }
 
@@ -336,6 +340,7 @@ struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t low
 	if (!pool)
 		goto no_memory;
 	pool->base = (struct xps_allocator){ .ops = &ops, .references = 1 };
+	pool->process = xps_process();
 	pool->source = xps_allocator_ref(base);
 	pool->lower = lower;
 	pool->upper = upper;
@@ -372,6 +377,8 @@ void xps_memory_pool_set_warn_on_empty(struct xps_allocator *allocator, bool war
 {
 	struct memory_pool *pool = pool_of(allocator);
 
+	if (!xps_process_is(pool->process))
+		return;
 	pthread_mutex_lock(&pool->lock);
 	pool->warn_on_empty = warn;
 	pthread_mutex_unlock(&pool->lock);
@@ -382,6 +389,8 @@ bool xps_memory_pool_warn_on_empty(struct xps_allocator *allocator)
 	struct memory_pool *pool = pool_of(allocator);
 	bool warn;
 
+	if (!xps_process_is(pool->process))
+		return false;
 	pthread_mutex_lock(&pool->lock);
 	warn = pool->warn_on_empty;
 	pthread_mutex_unlock(&pool->lock);
@@ -393,6 +402,8 @@ uint64_t xps_memory_pool_n_free(struct xps_allocator *allocator)
 	struct memory_pool *pool = pool_of(allocator);
 	uint64_t n;
 
+	if (!xps_process_is(pool->process))
+		return 0;
 	pthread_mutex_lock(&pool->lock);
 	n = pool->n_free;
 	pthread_mutex_unlock(&pool->lock);

@@ -6,7 +6,7 @@
  * watches in the again-queue epoll is asked without waiting, so that nobody is starved by one busy watch.
  *
  * Tasks are the only way in from other threads. They are run even while the pool is being stopped; once the thread has
- * ended, whoever calls runs the task himself, one at a time.
+ * ended, whoever calls runs the task himself, one at a time. Before it ends, the loop's users are told.
  */
 #include "pool.h"
 
@@ -26,10 +26,12 @@
 
 #include "bits.h"
 #include "fail.h"
+#include "process.h"
 
 #define MAX_EVENTS 64
 
 struct xps_loop {
+	uint32_t process; /* that has the thread */
 	pthread_t thread;
 	int epoll_fd;
 	int wake_fd;
@@ -40,6 +42,8 @@ struct xps_loop {
 	struct xps_watch *again, **again_tail;
 	struct xps_watch *running; /* taken from the again-queue in this round */
 	struct xps_watch *timed;   /* waiting for their time, in no order: they are few */
+	struct xps_loop_user *users;
+	bool closed; /* the users have been told, and no more may join */
 
 	pthread_mutex_t lock; /* guards all below */
 	struct xps_task *tasks, **tasks_tail;
@@ -50,6 +54,7 @@ struct xps_loop {
 };
 
 struct xps_pool {
+	uint32_t process;
 	uint32_t references; /* atomic */
 	uint32_t n_loops;
 	uint32_t next; /* atomic */
@@ -242,6 +247,8 @@ static struct xps_task *next_task(struct xps_loop *loop)
 
 void xps_loop_post(struct xps_loop *loop, struct xps_task *task)
 {
+	if (!xps_process_is(loop->process))
+		return;
 	pthread_mutex_lock(&loop->lock);
 	if (!loop->ended)
 		queue_task(loop, task);
@@ -283,17 +290,19 @@ static void run_alone(struct xps_loop *loop, struct xps_task *task)
 	pthread_mutex_unlock(&loop->alone);
 }
 
-void xps_loop_call(struct xps_loop *loop, struct xps_task *task)
+int xps_loop_call(struct xps_loop *loop, struct xps_task *task)
 {
 	struct call call = { .task.run = run_call, .inner = task };
 	bool ended;
 
+	if (!xps_process_is(loop->process))
+		return -ECHILD;
 	pthread_mutex_lock(&loop->lock);
 	ended = loop->ended;
 	if (!ended && on_loop_thread(loop)) {
 		pthread_mutex_unlock(&loop->lock);
 		task->run(task);
-		return;
+		return 0;
 	}
 	if (!ended) {
 		pthread_mutex_init(&call.lock, NULL);
@@ -304,29 +313,81 @@ void xps_loop_call(struct xps_loop *loop, struct xps_task *task)
 
 	if (ended) {
 		run_alone(loop, task);
-		return;
+		return 0;
 	}
 	wait_for_call(&call);
 	pthread_cond_destroy(&call.changed);
 	pthread_mutex_destroy(&call.lock);
+	return 0;
 }
 
-/* Run what has been posted. Returns false when the loop is to end and nothing is left. */
+/* Run what has been posted. Returns whether the loop is to end. */
 static bool run_tasks(struct xps_loop *loop)
 {
 	struct xps_task *task;
-	bool go_on;
+	bool stopping;
 
-	for (;;) {
+	do {
 		pthread_mutex_lock(&loop->lock);
 		task = next_task(loop);
-		if (!task && loop->stopping)
+		stopping = loop->stopping;
+		if (!task && loop->closed)
 			loop->ended = true;
-		go_on = !loop->ended;
 		pthread_mutex_unlock(&loop->lock);
-		if (!task)
-			return go_on;
-		task->run(task);
+		if (task)
+			task->run(task);
+	} while (task);
+	return stopping;
+}
+
+/* ---------------------------------------------------------------- users */
+
+struct join_task {
+	struct xps_task task;
+	struct xps_loop *loop;
+	struct xps_loop_user *user;
+	int result;
+};
+
+static void join_on_loop(struct xps_task *task)
+{
+	struct join_task *join = XPS_CONTAINER_OF(task, struct join_task, task);
+
+	if (join->loop->closed) {
+		join->result = -EPIPE;
+		return;
+	}
+	join->user->next = join->loop->users;
+	join->loop->users = join->user;
+}
+
+int xps_loop_join(struct xps_loop *loop, struct xps_loop_user *user)
+{
+	struct join_task join = { .task.run = join_on_loop, .loop = loop, .user = user };
+	int err = xps_loop_call(loop, &join.task);
+
+	return err ? err : join.result;
+}
+
+void xps_loop_leave(struct xps_loop *loop, struct xps_loop_user *user)
+{
+	struct xps_loop_user **link = &loop->users;
+
+	while (*link && *link != user)
+		link = &(*link)->next;
+	if (*link)
+		*link = user->next;
+}
+
+/* The loop ends: nobody joins any more, and those who have are told. */
+static void dismiss_users(struct xps_loop *loop)
+{
+	loop->closed = true;
+	while (loop->users) {
+		struct xps_loop_user *user = loop->users;
+
+		loop->users = user->next;
+		user->ended(user);
 	}
 }
 
@@ -378,10 +439,12 @@ static void *loop_main(void *argument)
 	struct xps_loop *loop = argument;
 
 	prctl(PR_SET_TIMERSLACK, 1000); /* the default of 50 us would be added to every short wait */
-	while (run_tasks(loop)) {
+	while (!run_tasks(loop)) {
 		run_again(loop);
 		poll_watches(loop);
 	}
+	dismiss_users(loop);
+	run_tasks(loop);
 	pthread_mutex_lock(&loop->lock);
 	loop->cpu_ns = thread_cpu_ns(CLOCK_THREAD_CPUTIME_ID);
 	pthread_mutex_unlock(&loop->lock);
@@ -422,6 +485,7 @@ static int init_loop(struct xps_loop *loop, uint32_t index, int core)
 	pthread_mutexattr_t recursive;
 	int err;
 
+	loop->process = xps_process();
 	loop->again_tail = &loop->again;
 	loop->tasks_tail = &loop->tasks;
 	loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -456,6 +520,8 @@ static void fini_loop(struct xps_loop *loop)
 {
 	close(loop->epoll_fd);
 	close(loop->wake_fd);
+	if (!xps_process_is(loop->process))
+		return;
 	pthread_mutex_destroy(&loop->alone);
 	pthread_mutex_destroy(&loop->lock);
 }
@@ -469,6 +535,7 @@ struct xps_pool *xps_pool_new(int n_threads, const int *affinity, size_t n_affin
 
 	if (!pool)
 		goto failed;
+	pool->process = xps_process();
 	pool->references = 1;
 	pthread_mutex_init(&pool->stop_lock, NULL);
 	if (n_threads < 1) {
@@ -505,6 +572,8 @@ struct xps_loop *xps_pool_loop(struct xps_pool *pool)
 
 void xps_pool_stop(struct xps_pool *pool)
 {
+	if (!xps_process_is(pool->process))
+		return;
 	pthread_mutex_lock(&pool->stop_lock);
 	for (uint32_t i = 0; i < pool->n_loops && !pool->joined; i++) {
 		struct xps_loop *loop = &pool->loops[i];
@@ -527,7 +596,8 @@ void xps_pool_free(struct xps_pool *pool)
 	for (uint32_t i = 0; i < pool->n_loops; i++)
 		fini_loop(&pool->loops[i]);
 	free(pool->loops);
-	pthread_mutex_destroy(&pool->stop_lock);
+	if (xps_process_is(pool->process))
+		pthread_mutex_destroy(&pool->stop_lock);
 	free(pool);
 }
 
@@ -535,6 +605,8 @@ int64_t xps_pool_cpu_ns(struct xps_pool *pool)
 {
 	int64_t total = 0;
 
+	if (!xps_process_is(pool->process))
+		return 0;
 	pthread_mutex_lock(&pool->stop_lock);
 	for (uint32_t i = 0; i < pool->n_loops; i++) {
 		struct xps_loop *loop = &pool->loops[i];

@@ -33,6 +33,14 @@ struct xps_task {
 	struct xps_task *next;
 };
 
+/* Somebody who uses a loop for long and has to know when it ends. */
+struct xps_loop_user {
+	void (*ended)(struct xps_loop_user *user); /* [loop] called once, after which the user has left */
+
+	/* the loop's */
+	struct xps_loop_user *next;
+};
+
 void xps_pool_ref(struct xps_pool *pool);
 /* A loop for a new user, the pool's loops in turn. It lives as long as the pool. */
 struct xps_loop *xps_pool_loop(struct xps_pool *pool);
@@ -55,6 +63,12 @@ int64_t xps_loop_now_ns(void);
 void xps_loop_post(struct xps_loop *loop, struct xps_task *task);
 /*
  * Run the task on the loop and wait until it is done. Tasks posted before it have then been run. On the loop's own
- * thread, or when the loop's thread has ended, it runs right here, alone.
+ * thread, or when the loop's thread has ended, it runs right here, alone. Returns 0; or -ECHILD, and the task has not
+ * run, in a forked child: there the loop has no thread, and in what state it was nobody knows.
  */
-void xps_loop_call(struct xps_loop *loop, struct xps_task *task);
+int xps_loop_call(struct xps_loop *loop, struct xps_task *task);
+
+/* 0; -EPIPE if the loop has ended; -ECHILD in a forked child. */
+int xps_loop_join(struct xps_loop *loop, struct xps_loop_user *user);
+/* [loop] Does nothing for a user who has left already. */
+void xps_loop_leave(struct xps_loop *loop, struct xps_loop_user *user);

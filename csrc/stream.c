@@ -15,7 +15,10 @@
  * brings nothing. A packet then waits nap_ns at most; packets that come seldom never wait.
  *
  * A stream is RUNNING until a reader's end or a stop item makes it ENDING: its readers are closed and the window is
- * flushed into the ring, which may block many times. Then, or as soon as the user stops it, it is STOPPED.
+ * flushed into the ring, which may block many times. Then, or as soon as the user stops it or its pool, it is STOPPED.
+ *
+ * In a forked child there is no worker, and whatever it was about to do is left half done. There a stream refuses all
+ * use, and when it is freed its memory is left alone: which of it, and which descriptors, are whole nobody knows.
  *
  * Threads: functions without a remark run on the loop, or alone once its thread has ended.
  */
@@ -25,19 +28,26 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bits.h"
 #include "log.h"
 #include "memory.h"
+#include "process.h"
 #include "ring.h"
 #include "stats.h"
 #include "window.h"
 
+/* After XPS_POLL_LATER. */
+#define LATER_NS INT64_C(100000000)
+
 enum state { RUNNING, ENDING, STOPPED };
 
 struct xps_stream {
+	uint32_t process; /* that has the worker */
 	struct xps_pool *pool;
 	struct xps_loop *loop;
+	struct xps_loop_user user;
 	struct xps_allocator *allocator;
 	struct xps_log *log;
 	struct xps_window window;
@@ -103,9 +113,23 @@ void xps_stream_log_error(struct xps_stream *stream, int err)
 	xps_log(stream->log, XPS_LOG_READER_ERROR, 1, (uint64_t)err, 0, 0);
 }
 
+void xps_stream_log_drops(struct xps_stream *stream, uint64_t n)
+{
+	xps_log(stream->log, XPS_LOG_KERNEL_DROPS, n, 0, 0, 0);
+}
+
+void xps_stream_warn(struct xps_stream *stream, const char *text)
+{
+	xps_log_text(stream->log, XPS_LOG_WARNING, text);
+}
+
 /* Any thread. */
 void xps_stream_stats(struct xps_stream *stream, uint64_t *stats)
 {
+	if (!xps_stream_is_ours(stream)) {
+		memset(stats, 0, sizeof(stream->stats));
+		return;
+	}
 	pthread_mutex_lock(&stream->lock);
 	memcpy(stats, stream->stats, sizeof(stream->stats));
 	for (struct xps_reader *reader = stream->readers; reader; reader = reader->next)
@@ -271,6 +295,16 @@ static void drop_everything(struct xps_stream *stream)
 	} while (!flushed);
 }
 
+static void stop(struct xps_stream *stream)
+{
+	if (stream->state == STOPPED)
+		return;
+	stream->state = STOPPED;
+	stream->credit = XPS_MAX_CREDIT;
+	drop_everything(stream);
+	commit_stats(stream);
+}
+
 struct stop_task {
 	struct xps_task task;
 	struct xps_stream *stream;
@@ -280,12 +314,17 @@ static void stop_on_loop(struct xps_task *task)
 {
 	struct xps_stream *stream = XPS_CONTAINER_OF(task, struct stop_task, task)->stream;
 
-	if (stream->state == STOPPED)
-		return;
-	stream->state = STOPPED;
-	stream->credit = XPS_MAX_CREDIT;
-	drop_everything(stream);
-	commit_stats(stream);
+	xps_loop_leave(stream->loop, &stream->user);
+	stop(stream);
+}
+
+/* The pool is being stopped: nothing would ever come any more. */
+static void loop_ended(struct xps_loop_user *user)
+{
+	struct xps_stream *stream = XPS_CONTAINER_OF(user, struct xps_stream, user);
+
+	xps_ring_stop(&stream->ring);
+	stop(stream);
 }
 
 /* Any thread. */
@@ -293,6 +332,8 @@ void xps_stream_stop(struct xps_stream *stream)
 {
 	struct stop_task stop = { .task.run = stop_on_loop, .stream = stream };
 
+	if (!xps_stream_is_ours(stream))
+		return;
 	xps_ring_stop(&stream->ring);
 	xps_loop_call(stream->loop, &stop.task);
 }
@@ -321,13 +362,13 @@ static void wait_for_more(struct xps_stream *stream, struct xps_reader *reader)
 {
 	int64_t now;
 
-	if (!stream->nap_ns || reader->n_watches == 0)
-		return;
 	if (!reader->progress) {
 		if (reader->napping)
 			unmute(stream, reader);
 		return;
 	}
+	if (!stream->nap_ns || reader->n_watches == 0)
+		return;
 	now = xps_loop_now_ns();
 	if (!reader->napping && now - reader->last_wait_ns < 2 * stream->nap_ns) {
 		reader->napping = true;
@@ -336,6 +377,14 @@ static void wait_for_more(struct xps_stream *stream, struct xps_reader *reader)
 	reader->last_wait_ns = now;
 	if (reader->napping)
 		xps_loop_after(stream->loop, &reader->again, stream->nap_ns);
+}
+
+/* What it waits for is still ready, so its descriptors must not be looked at. */
+static void call_later(struct xps_stream *stream, struct xps_reader *reader)
+{
+	reader->napping = true;
+	mute(stream, reader);
+	xps_loop_after(stream->loop, &reader->again, LATER_NS);
 }
 
 static void run_reader(struct xps_reader *reader)
@@ -356,6 +405,9 @@ static void run_reader(struct xps_reader *reader)
 		break;
 	case XPS_POLL_AGAIN:
 		xps_loop_again(stream->loop, &reader->again);
+		break;
+	case XPS_POLL_LATER:
+		call_later(stream, reader);
 		break;
 	case XPS_POLL_BLOCKED:
 		reader->blocked = true;
@@ -432,6 +484,7 @@ static void attach_on_loop(struct xps_task *task)
 int xps_reader_attach(struct xps_stream *stream, struct xps_reader *reader)
 {
 	struct attach_task attach = { .task.run = attach_on_loop, .stream = stream, .reader = reader };
+	int err;
 
 	reader->stream = stream;
 	reader->again = (struct xps_watch){ .fd = -1, .ready = reader_again };
@@ -439,8 +492,18 @@ int xps_reader_attach(struct xps_stream *stream, struct xps_reader *reader)
 		reader->watches[i].reader = reader;
 		reader->watches[i].watch.ready = watch_ready;
 	}
-	xps_loop_call(stream->loop, &attach.task);
-	return attach.result;
+	err = xps_loop_call(stream->loop, &attach.task);
+	return err ? err : attach.result;
+}
+
+int xps_reader_watch_instead(struct xps_reader_watch *watch, int fd)
+{
+	struct xps_reader *reader = watch->reader;
+
+	xps_loop_remove(reader->stream->loop, &watch->watch);
+	watch->watch.fd = fd;
+	reader->napping = false;
+	return xps_loop_add(reader->stream->loop, &watch->watch);
 }
 
 /* ---------------------------------------------------------------- batches */
@@ -506,11 +569,21 @@ static void init_window_config(struct xps_window_config *window, const struct xp
 	};
 }
 
+/* What stays valid as long as others have it too. */
+static void free_parts(struct xps_stream *stream)
+{
+	xps_allocator_free(stream->allocator);
+	xps_log_free(stream->log);
+	xps_pool_free(stream->pool);
+	pthread_mutex_destroy(&stream->lock);
+}
+
 struct xps_stream *xps_stream_new(struct xps_pool *pool, const struct xps_stream_config *config,
 				  struct xps_allocator *allocator, struct xps_log *log, struct xps_fail *fail)
 {
 	struct xps_window_config window_config;
 	struct xps_stream *stream = calloc(1, sizeof(*stream));
+	const char *why = NULL;
 	int err = -ENOMEM;
 
 	if (!stream)
@@ -524,15 +597,22 @@ struct xps_stream *xps_stream_new(struct xps_pool *pool, const struct xps_stream
 		goto fini_window;
 	stream->credit = (uint32_t)xps_min_u64(config->ring_heaps, XPS_MAX_CREDIT);
 	stream->nap_ns = config->nap_ns;
-	pthread_mutex_init(&stream->lock, NULL);
-	stream->resume.run = resume;
-	xps_pool_ref(pool);
-	stream->pool = pool;
+	stream->process = xps_process();
 	stream->loop = xps_pool_loop(pool);
+	stream->user.ended = loop_ended;
+	stream->resume.run = resume;
 	stream->allocator = xps_allocator_ref(allocator);
 	stream->log = xps_log_ref(log);
-	return stream;
-
+	pthread_mutex_init(&stream->lock, NULL);
+	xps_pool_ref(pool);
+	stream->pool = pool;
+	err = xps_loop_join(stream->loop, &stream->user); /* last: from here on the loop may stop it */
+	if (!err)
+		return stream;
+	why = err == -ECHILD ? "the thread pool was made before a fork, and its threads are in the parent"
+			     : "the thread pool has been stopped";
+	free_parts(stream);
+	xps_ring_fini(&stream->ring);
 fini_window:
 	xps_window_fini(&stream->window);
 free_stream:
@@ -541,7 +621,7 @@ failed:
 	xps_fail_set(fail, -err, "make stream",
 		     "cannot make a stream with max_heaps %llu, substreams %llu and a ring of %llu heaps: %s",
 		     (unsigned long long)config->max_heaps, (unsigned long long)config->substreams,
-		     (unsigned long long)config->ring_heaps, strerror(-err));
+		     (unsigned long long)config->ring_heaps, why ? why : strerror(-err));
 	return NULL;
 }
 
@@ -549,20 +629,25 @@ void xps_stream_free(struct xps_stream *stream)
 {
 	if (!stream)
 		return;
+	if (!xps_stream_is_ours(stream)) {
+		close(stream->ring.fd);
+		return;
+	}
 	xps_stream_stop(stream);
+	free_parts(stream);
 	xps_ring_fini(&stream->ring);
 	xps_window_fini(&stream->window);
-	pthread_mutex_destroy(&stream->lock);
-	xps_allocator_free(stream->allocator);
-	xps_log_free(stream->log);
-	xps_pool_free(stream->pool);
 	free(stream);
 }
 
 int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms)
 {
 	bool unparked;
-	int popped = xps_ring_pop(&stream->ring, heaps, n, timeout_ms, &unparked);
+	int popped;
+
+	if (!xps_stream_is_ours(stream))
+		return -ECHILD;
+	popped = xps_ring_pop(&stream->ring, heaps, n, timeout_ms, &unparked);
 
 	if (unparked)
 		xps_loop_post(stream->loop, &stream->resume);
@@ -571,15 +656,20 @@ int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, in
 
 int xps_stream_fd(struct xps_stream *stream)
 {
-	return xps_ring_fd(&stream->ring);
+	return xps_stream_is_ours(stream) ? xps_ring_fd(&stream->ring) : -ECHILD;
 }
 
 uint64_t xps_stream_ring_size(struct xps_stream *stream)
 {
-	return xps_ring_size(&stream->ring);
+	return xps_stream_is_ours(stream) ? xps_ring_size(&stream->ring) : 0;
 }
 
 bool xps_stream_stopped(struct xps_stream *stream)
 {
-	return xps_ring_stopped(&stream->ring);
+	return !xps_stream_is_ours(stream) || xps_ring_stopped(&stream->ring);
+}
+
+bool xps_stream_is_ours(struct xps_stream *stream)
+{
+	return xps_process_is(stream->process);
 }

@@ -37,6 +37,7 @@ struct xps_stream;
 enum xps_poll {
 	XPS_POLL_WAIT,    /* drained: call again when a watch is ready */
 	XPS_POLL_AGAIN,   /* more to do: call again after the others had their turn */
+	XPS_POLL_LATER,   /* more to do, but not now for want of something: call again in a while */
 	XPS_POLL_BLOCKED, /* xps_batch_push() took less than it was given: call again when there is room */
 	XPS_POLL_END,     /* the source is at its end: flush and stop the stream */
 };
@@ -81,6 +82,9 @@ struct xps_reader {
 /* Give an opened reader to the stream. On error the caller still owns it. 0, or -EPIPE if the stream has stopped. */
 int xps_reader_attach(struct xps_stream *stream, struct xps_reader *reader);
 
+/* From poll only. Wait for `fd` from now on; the descriptor that the watch has is the reader's to close. 0 or -errno. */
+int xps_reader_watch_instead(struct xps_reader_watch *watch, int fd);
+
 /* From poll only. */
 void xps_batch_begin(struct xps_reader *reader);
 /* Takes the first so many of `n` views; those after a stop item count as taken. */
@@ -92,3 +96,7 @@ bool xps_stream_ended(const struct xps_stream *stream);
 void xps_stream_count(struct xps_stream *stream, int stat, uint64_t n);
 /* Likewise, for a failure that belongs into the log. */
 void xps_stream_log_error(struct xps_stream *stream, int err);
+/* Tell the log that the kernel dropped `n` packets because the socket's buffer was full. */
+void xps_stream_log_drops(struct xps_stream *stream, uint64_t n);
+/* Put a sentence of about 250 bytes at most into the log, as a warning; for what happens once in a reader's life. */
+void xps_stream_warn(struct xps_stream *stream, const char *text);

@@ -8,6 +8,10 @@
  * A poll reads one batch of messages into fixed buffers and pushes them a few views at a time. `message` and `offset`
  * say which datagram of the batch becomes the next view. Views that the stream does not take because it is blocked stay
  * as they are until it goes on, so that every datagram is looked at, and counted if it is bad, once.
+ *
+ * What the kernel dropped is told in two ways. SO_RXQ_OVFL comes with a message and costs nothing, but knows only what
+ * was dropped before the message was queued: it is what the log goes by. SO_MEMINFO tells the total at any time: it is
+ * asked for with the statistics, which are therefore exact even if nothing is received any more.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +31,12 @@
 #ifndef UDP_GRO
 #define UDP_GRO 104
 #endif
+#ifndef SO_MEMINFO /* Linux 4.12 */
+#define SO_MEMINFO 55
+#endif
+/* From linux/sock_diag.h: the entry of SO_MEMINFO's array of uint32_t, and how many there are at least. */
+#define MEMINFO_DROPS 8
+#define MEMINFO_LENGTH 9
 
 #define MESSAGES 64
 #define MAX_DATAGRAM 65536
@@ -39,7 +49,13 @@ struct udp_reader {
 	struct xps_reader base;
 	struct xps_reader_watch watch;
 	uint64_t max_size;
-	uint32_t kernel_drops; /* as the kernel last told, counted since the socket was made */
+	bool switched_gro, switched_ovfl; /* options that were off before */
+
+	/* The kernel's totals are mod 2^32, since the socket was made. */
+	uint32_t drops_logged;  /* total when the log was last told: the worker's */
+	bool drops_from_socket; /* SO_MEMINFO works */
+	uint32_t drops_counted; /* total when add_stats last asked: under the stream's lock, as is the next */
+	uint64_t n_drops;       /* since the reader was added */
 
 	bool in_batch;
 	uint32_t n_messages, message; /* in the batch, and where we are */
@@ -81,18 +97,44 @@ static struct extras read_extras(struct msghdr *message)
 	return extras;
 }
 
-/*
- * The kernel tells the socket's running total (mod 2^32) as it was when the message was queued. Messages that several
- * cores queued at once may come with totals that step back a little.
- */
-static void note_drops(struct udp_reader *udp, const struct extras *extras)
+/* Messages that several cores queued at once may come with totals that step back a little. */
+static void note_drops(struct udp_reader *udp, uint32_t total)
 {
-	uint32_t more = extras->drops - udp->kernel_drops;
+	uint32_t more = total - udp->drops_logged;
 
-	if (!extras->has_drops || more > INT32_MAX)
+	if (!more || more > INT32_MAX)
 		return;
-	xps_stream_count(udp->base.stream, XPS_STAT_UDP_KERNEL_DROPS, more);
-	udp->kernel_drops = extras->drops;
+	udp->drops_logged = total;
+	xps_stream_log_drops(udp->base.stream, more);
+	if (!udp->drops_from_socket)
+		xps_stream_count(udp->base.stream, XPS_STAT_UDP_KERNEL_DROPS, more);
+}
+
+/* All that the socket's kernel side has dropped so far, whether or not a message has come since. */
+static bool read_drops(int fd, uint32_t *total)
+{
+	uint32_t info[MEMINFO_LENGTH];
+	socklen_t size = sizeof(info);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 || size < sizeof(info))
+		return false;
+	*total = info[MEMINFO_DROPS];
+	return true;
+}
+
+/* Any thread. The stream's lock is held. */
+static void udp_add_stats(struct xps_reader *reader, uint64_t *stats)
+{
+	struct udp_reader *udp = XPS_CONTAINER_OF(reader, struct udp_reader, base);
+	uint32_t total;
+
+	if (!udp->drops_from_socket)
+		return;
+	if (read_drops(udp->watch.watch.fd, &total)) {
+		udp->n_drops += total - udp->drops_counted;
+		udp->drops_counted = total;
+	}
+	stats[XPS_STAT_UDP_KERNEL_DROPS] += udp->n_drops;
 }
 
 /* Returns the messages received, 0 if there are none now or the socket has an error. */
@@ -124,8 +166,8 @@ static bool next_view(struct udp_reader *udp, struct xps_view *view)
 		uint32_t length = extras.segment && extras.segment < left ? extras.segment : left;
 		bool truncated = header->msg_hdr.msg_flags & MSG_TRUNC && length == left;
 
-		if (udp->offset == 0)
-			note_drops(udp, &extras);
+		if (udp->offset == 0 && extras.has_drops)
+			note_drops(udp, extras.drops);
 		*view = (struct xps_view){ .data = data + udp->offset, .length = length };
 		udp->offset += length;
 		if (udp->offset == header->msg_len) {
@@ -185,10 +227,23 @@ static enum xps_poll udp_poll(struct xps_reader *reader)
 	return XPS_POLL_AGAIN;
 }
 
+/* The user may have the socket too, and go on with it. */
+static void restore_options(const struct udp_reader *udp)
+{
+	const int off = 0;
+
+	if (udp->switched_gro)
+		setsockopt(udp->watch.watch.fd, SOL_UDP, UDP_GRO, &off, sizeof(off));
+	if (udp->switched_ovfl)
+		setsockopt(udp->watch.watch.fd, SOL_SOCKET, SO_RXQ_OVFL, &off, sizeof(off));
+}
+
 static void free_reader(struct udp_reader *udp)
 {
-	if (udp->watch.watch.fd >= 0)
+	if (udp->watch.watch.fd >= 0) {
+		restore_options(udp);
 		close(udp->watch.watch.fd);
+	}
 	if (udp->buffer)
 		munmap(udp->buffer, (size_t)MESSAGES * SPACING);
 	free(udp);
@@ -196,7 +251,12 @@ static void free_reader(struct udp_reader *udp)
 
 static void udp_close(struct xps_reader *reader)
 {
-	free_reader(XPS_CONTAINER_OF(reader, struct udp_reader, base));
+	struct udp_reader *udp = XPS_CONTAINER_OF(reader, struct udp_reader, base);
+
+	/* What the statistics count is what the log tells. */
+	if (udp->drops_from_socket)
+		note_drops(udp, udp->drops_counted);
+	free_reader(udp);
 }
 
 /* Pages of the buffer are touched only as far as messages reach, so small packets cost little memory. */
@@ -219,9 +279,21 @@ static int make_buffers(struct udp_reader *udp, struct xps_fail *fail)
 	return 0;
 }
 
-static int set_up_socket(struct udp_reader *udp, int fd, struct xps_fail *fail)
+/* Returns whether the option is on now, and notes whether it had to be switched. */
+static bool switch_on(int fd, int level, int option, bool *switched)
 {
 	const int on = 1;
+	int before = 0;
+	socklen_t length = sizeof(before);
+
+	if (getsockopt(fd, level, option, &before, &length) == 0 && before)
+		return true;
+	*switched = setsockopt(fd, level, option, &on, sizeof(on)) == 0;
+	return *switched;
+}
+
+static int set_up_socket(struct udp_reader *udp, int fd, struct xps_fail *fail)
+{
 	int type = 0;
 	socklen_t length = sizeof(type);
 
@@ -230,9 +302,11 @@ static int set_up_socket(struct udp_reader *udp, int fd, struct xps_fail *fail)
 	udp->watch.watch.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (udp->watch.watch.fd < 0)
 		return xps_fail_set(fail, errno, "duplicate socket", "%s", strerror(errno));
+	udp->drops_from_socket = read_drops(fd, &udp->drops_counted);
+	udp->drops_logged = udp->drops_counted;
 	/* Both are improvements that old kernels lack. Without GRO a message is a datagram and may be cut at max_size. */
-	setsockopt(fd, SOL_SOCKET, SO_RXQ_OVFL, &on, sizeof(on));
-	if (setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof(on)) == 0)
+	switch_on(fd, SOL_SOCKET, SO_RXQ_OVFL, &udp->switched_ovfl);
+	if (switch_on(fd, SOL_UDP, UDP_GRO, &udp->switched_gro))
 		udp->message_size = MAX_DATAGRAM;
 	else
 		udp->message_size = (uint32_t)xps_min_u64(udp->max_size + 1, MAX_DATAGRAM);
@@ -241,7 +315,9 @@ static int set_up_socket(struct udp_reader *udp, int fd, struct xps_fail *fail)
 
 int xps_add_udp_reader(struct xps_stream *stream, int fd, uint64_t max_size, struct xps_fail *fail)
 {
-	static const struct xps_reader_ops ops = { .name = "udp", .lossy = true, .poll = udp_poll, .close = udp_close };
+	static const struct xps_reader_ops ops = {
+		.name = "udp", .lossy = true, .poll = udp_poll, .close = udp_close, .add_stats = udp_add_stats
+	};
 	struct udp_reader *udp = calloc(1, sizeof(*udp));
 	int err;
 

@@ -293,14 +293,19 @@ int xps_xdp_program_attach(struct xps_xdp_program *program, const struct xps_xdp
 
 void xps_xdp_program_detach(struct xps_xdp_program *program)
 {
-	if (program->link_fd >= 0)
-		close(program->link_fd);
+	if (program->link_fd < 0)
+		return;
+	/* Closing is not enough while a forked child has a copy of the descriptor. */
+	bpf_link_detach(program->link_fd);
+	close(program->link_fd);
 	program->link_fd = -1;
 }
 
 void xps_xdp_program_unload(struct xps_xdp_program *program)
 {
-	xps_xdp_program_detach(program);
+	/* Not detached: this may be a forked child, and the link its parent's. */
+	if (program->link_fd >= 0)
+		close(program->link_fd);
 	if (program->object)
 		bpf_object__close(program->object);
 	*program = (struct xps_xdp_program){ .fd = -1, .link_fd = -1 };

@@ -29,6 +29,11 @@ void xps_xdp_port_free(struct xps_xdp_port *port)
 	(void)port;
 }
 
+void xps_xdp_port_forget(struct xps_xdp_port *port)
+{
+	(void)port;
+}
+
 uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port)
 {
 	(void)port;

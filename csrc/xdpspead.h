@@ -12,6 +12,8 @@
  * - `xps_x_new` gives one reference, `xps_x_free` gives it back. Objects that need each other hold references of their
  *   own, so the user's may be given back in any order.
  * - Unless it says otherwise a function may be called from any thread, and never calls back into the user's code.
+ * - Objects belong to the process that made them. In a forked child only payloads, heaps and allocators can be used;
+ *   pools, queues and streams refuse with -ECHILD or do nothing, and all can be freed.
  */
 #pragma once
 #include <stdbool.h>
@@ -28,8 +30,12 @@ struct xps_fail {
 
 /* Whether this build can receive through AF_XDP (clang and libbpf were there when it was built). */
 bool xps_has_xdp(void);
-/* Whether this build can read capture files (libpcap was there when it was built). */
+/* Whether this build can read capture files (libpcap was there when it was built), */
 bool xps_has_pcap(void);
+/* those that gzip compressed (zlib), */
+bool xps_has_gzip(void);
+/* and those that Zstandard did (libzstd). */
+bool xps_has_zstd(void);
 
 /* ---------------------------------------------------------------- log */
 
@@ -91,7 +97,10 @@ void xps_payload_free(uint8_t *payload);
 
 /* Thread i is bound to core affinity[i % n_affinity]; n_affinity == 0 binds none. */
 struct xps_pool *xps_pool_new(int n_threads, const int *affinity, size_t n_affinity, struct xps_fail *fail);
-/* End and join the threads. Streams that are left receive nothing any more but can still be read and stopped. */
+/*
+ * Stop the streams that are left, as xps_stream_stop() does, then end and join the threads. Idempotent. Not for use by
+ * the pool's own threads.
+ */
 void xps_pool_stop(struct xps_pool *pool);
 void xps_pool_free(struct xps_pool *pool);
 /* CPU time that the pool's threads have used so far, in nanoseconds. */
@@ -191,6 +200,14 @@ enum xps_stat {
 	XPS_STAT_HEAPS_DROPPED_STOP,
 	/* losses before the stream saw the packet */
 	XPS_STAT_UDP_KERNEL_DROPS,
+	XPS_STAT_TCP_SKIPPED_BYTES,
+	XPS_STAT_PCAP_PACKETS,
+	XPS_STAT_PCAP_FILTERED,
+	XPS_STAT_PCAP_NOT_UDP,
+	XPS_STAT_PCAP_FRAGMENTS,
+	XPS_STAT_PCAP_BAD_LENGTH,
+	XPS_STAT_PCAP_SNAPPED,
+	XPS_STAT_PCAP_JOINED,
 	XPS_STAT_XDP_MATCHED,
 	XPS_STAT_XDP_REDIRECTED,
 	XPS_STAT_XDP_NO_SOCKET,
@@ -243,13 +260,16 @@ void xps_stream_free(struct xps_stream *stream);
 
 /*
  * Pop at most `n` finished heaps that are there, or wait up to `timeout_ms` for one (0 does not wait). Returns how
- * many; 0 on time-out; -EPIPE if the stream has stopped and the ring is empty; -EINTR if a signal came.
+ * many; 0 on time-out; -EPIPE if the stream has stopped and the ring is empty; -EINTR if a signal came; -ECHILD in a
+ * forked child.
  */
 int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
 /* A descriptor that is readable while heaps are waiting and once the stream has stopped. Not to be read from. */
 int xps_stream_fd(struct xps_stream *stream);
 uint64_t xps_stream_ring_size(struct xps_stream *stream);
 bool xps_stream_stopped(struct xps_stream *stream);
+/* Whether this process made the stream; false in a forked child. */
+bool xps_stream_is_ours(struct xps_stream *stream);
 /* A consistent snapshot, XPS_N_STATS values. */
 void xps_stream_stats(struct xps_stream *stream, uint64_t *stats);
 
@@ -263,10 +283,55 @@ void xps_stream_stats(struct xps_stream *stream, uint64_t *stats);
 /* Back-to-back packets in memory, which must stay as it is until the stream is freed. Ends the stream. */
 int xps_add_buffer_reader(struct xps_stream *stream, const uint8_t *data, uint64_t length);
 /*
- * Datagrams of at most `max_size` bytes from a bound UDP socket. `fd` is duplicated. Sets UDP_GRO, SO_RXQ_OVFL and
- * O_NONBLOCK on it.
+ * Datagrams of at most `max_size` bytes from a bound UDP socket. `fd` is duplicated. Switches UDP_GRO and SO_RXQ_OVFL on
+ * while it reads; all other options are left alone.
  */
 int xps_add_udp_reader(struct xps_stream *stream, int fd, uint64_t max_size, struct xps_fail *fail);
+
+/*
+ * Packets that follow each other in the bytes of one TCP connection, accepted from the listening socket `fd`, which is
+ * duplicated; the duplicate is closed after the first connection. Sets O_NONBLOCK on it. Packets of more than `max_size`
+ * bytes (less than 4 GiB) are skipped and counted. Where no packet begins, bytes are skipped, eight at a time, until one
+ * does. The end of the connection, reset included, ends the stream. Memory is bounded by max_size and the longest
+ * possible header, whatever the peer announces.
+ */
+int xps_add_tcp_reader(struct xps_stream *stream, int fd, uint64_t max_size, struct xps_fail *fail);
+
+/* A capture file that is open. */
+struct xps_capture;
+
+/*
+ * Open a capture file: pcap or pcapng, plain or compressed with gzip or Zstandard. `filter` is an expression for
+ * pcap_compile(3), empty: all. Reads as far as the first packet. Fails with ENOSYS in a build without libpcap.
+ */
+struct xps_capture *xps_capture_open(const char *filename, const char *filter, struct xps_fail *fail);
+/* Also needed for one that was given to a stream. */
+void xps_capture_free(struct xps_capture *capture);
+/*
+ * UDP datagrams of a capture file, which can be given to one stream, once. The end of the file ends the stream; what
+ * could not be used is counted and summed up in the log.
+ */
+int xps_add_pcap_reader(struct xps_stream *stream, struct xps_capture *capture, struct xps_fail *fail);
+
+/*
+ * Packets from this process, in order. Any number of threads may add, any number of streams may read: each gets some of
+ * the packets. Nobody waits and nothing is dropped, so the queue grows while packets come faster than they are taken.
+ * What no stream has taken is freed with the last reference.
+ */
+struct xps_inproc_queue;
+
+struct xps_inproc_queue *xps_inproc_queue_new(struct xps_fail *fail);
+/* Streams that read the queue hold references of their own. */
+void xps_inproc_queue_free(struct xps_inproc_queue *queue);
+/* Copy one packet into the queue. -EPIPE once it is stopped, -EMSGSIZE if longer than UINT32_MAX, -ENOMEM, -ECHILD. */
+int xps_inproc_queue_add(struct xps_inproc_queue *queue, const uint8_t *packet, uint64_t length);
+/* No more packets: streams that read the queue end when they have read what is in it. Idempotent. */
+void xps_inproc_queue_stop(struct xps_inproc_queue *queue);
+/*
+ * Each packet is one batch. A stream takes a packet when it has room, and leaves the others in the queue when it ends.
+ * Reading a queue twice in one stream is the same as once.
+ */
+int xps_add_inproc_reader(struct xps_stream *stream, struct xps_inproc_queue *queue, struct xps_fail *fail);
 
 /* ---------------------------------------------------------------- AF_XDP */
 
@@ -317,6 +382,11 @@ uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port);
 int xps_xdp_port_mode(struct xps_xdp_port *port);
 /* Whether it has a reader. Without any the program is not attached; the next reader attaches it again. */
 bool xps_xdp_port_in_use(struct xps_xdp_port *port);
+/*
+ * In a forked child, before anything else runs there: close its copies of the sockets. As long as one is open the queue
+ * is taken, and its packets go there. The port is of no further use.
+ */
+void xps_xdp_port_forget(struct xps_xdp_port *port);
 /* Bind a socket to each queue and steer the endpoints to them. The reader holds the port. */
 int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
 		       struct xps_xdp_obtained *obtained, struct xps_fail *fail);

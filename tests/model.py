@@ -356,8 +356,13 @@ def receive_buffer(data: bytes, config: Config | None = None) -> Result:
     return receiver.result
 
 
-def receive_datagrams(datagrams: Iterable[bytes], config: Config | None = None) -> Result:
-    """Return what a stream delivers for these datagrams; it lives on unless one stops it."""
+def receive_datagrams(
+    datagrams: Iterable[bytes], config: Config | None = None, *, end: bool = False
+) -> Result:
+    """Return what a stream delivers for these datagrams.
+
+    It lives on afterwards, unless one of them stops it or the source has an `end`.
+    """
     receiver = Receiver(config or Config())
     for data in datagrams:
         if receiver.stopped:
@@ -369,7 +374,7 @@ def receive_datagrams(datagrams: Iterable[bytes], config: Config | None = None) 
             receiver.push(decode(data))
         except Reject as reason:
             receiver.result.parser[str(reason)] += 1
-    if receiver.stopped:
+    if receiver.stopped or end:
         receiver.flush()
     return receiver.result
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import xdpspead
+import xdpspead.recv
 from xdpspead import _features
 from xdpspead._features import Feature, Features
 
@@ -173,6 +174,32 @@ def test_build_without_xdp_names_the_packages_of_the_distributions(
     assert "libbpf-devel" in remedy
     assert not xdpspead.features.udp_xdp
     assert remedy in xdpspead.features.udp_xdp.remedy
+
+
+@pytest.mark.parametrize(
+    ("missing", "lost", "packages"),
+    [
+        ({"pcap", "pcap_gzip", "pcap_zstd"}, {"pcap", "pcap_gzip", "pcap_zstd"}, "libpcap-dev"),
+        ({"pcap_gzip"}, {"pcap_gzip"}, "zlib1g-dev"),
+        ({"pcap_zstd"}, {"pcap_zstd"}, "libzstd-devel"),
+    ],
+)
+def test_build_without_a_library_of_capture_files_names_its_packages(
+    missing: set[str], lost: set[str], packages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_features, "_build_has_library", lambda name: name not in missing)
+    found = xdpspead.features.build()
+    assert {name for name in found if name.startswith("pcap") and not found[name]} == lost
+    for name in lost:
+        assert packages in found[name].remedy
+    assert bool(xdpspead.features.readers()["pcap"]) is ("pcap" not in lost)
+
+
+def test_library_probe_agrees_with_what_the_reader_can_do() -> None:
+    stream = xdpspead.recv.Stream(xdpspead.ThreadPool())
+    with pytest.raises(OSError, match="/no/such/file") as caught:
+        stream.add_udp_pcap_file_reader("/no/such/file")
+    assert caught.value.errno == (errno.ENOENT if xdpspead.features.pcap else errno.ENOSYS)
 
 
 @pytest.mark.xdp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import struct
 import tracemalloc
 import weakref
@@ -809,6 +810,29 @@ def outcome(group: Any, heap: Any, new_order: str) -> list[str] | str:
         return "ValueError" if isinstance(error, SystemError) else type(error).__name__
 
 
+#: Elements that spead2 may be asked for: it counts a long way through an array that has none.
+PATIENCE = 100_000
+
+
+def same_outcome(ours: ItemGroup, theirs: Any, mine: FakeHeap, heap: Any, new_order: str) -> bool:
+    """Update both groups and compare what came of it; return whether there is more to compare.
+
+    There is not after an array without elements: the difference `empty-arrays` in
+    docs/differences.md.
+    """
+    result = outcome(ours, mine, new_order)
+    empty = [item.shape for item in ours.values() if 0 in item.shape]
+    for shape in empty:
+        if math.prod(size for size in shape if size) > PATIENCE:
+            return False
+    expected = outcome(theirs, heap, new_order)
+    if result != expected and expected == "ValueError" and empty:
+        return False
+    assert result == expected
+    assert_same_group(ours, theirs)
+    return True
+
+
 def assert_same_group(ours: Any, theirs: Any) -> None:
     assert state(ours) == state(theirs)
     assert versions(ours) == versions(theirs)
@@ -875,7 +899,7 @@ def test_heaps_of_the_peer_are_read_as_the_peer_reads_them(
         assert_same_group(ours, theirs)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(heaps(), min_size=1, max_size=6), st.integers(0, 7), st.sampled_from("=|<>"))
 def test_hostile_heaps_are_read_as_the_peer_reads_them(
     peer: Peer, packets: list[bytes], bug_compat: int, new_order: str
@@ -883,12 +907,11 @@ def test_hostile_heaps_are_read_as_the_peer_reads_them(
     ours, theirs = ItemGroup(), peer.spead2.ItemGroup()
     for packet in packets:
         for heap in peer.heaps(packet, bug_compat):
-            expected = outcome(theirs, heap, new_order)
-            assert outcome(ours, FakeHeap(packet, bug_compat), new_order) == expected
-            assert_same_group(ours, theirs)
+            if not same_outcome(ours, theirs, FakeHeap(packet, bug_compat), heap, new_order):
+                return
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_format_is_read_as_the_peer_reads_it(peer: Peer, data: st.DataObject) -> None:
     fmt = data.draw(
@@ -907,9 +930,7 @@ def test_any_format_is_read_as_the_peer_reads_it(peer: Peer, data: st.DataObject
     packet = encode(heap_of_values(1, [(5, format_item(fmt, shape)), (USER_ID, value)]))
     ours, theirs = ItemGroup(), peer.spead2.ItemGroup()
     (heap,) = peer.heaps(packet)
-    expected = outcome(theirs, heap, "=")
-    assert outcome(ours, FakeHeap(packet), "=") == expected
-    assert_same_group(ours, theirs)
+    same_outcome(ours, theirs, FakeHeap(packet), heap, "=")
 
 
 @pytest.mark.parametrize(("arguments", "value"), [(a, v) for a, v, _ in SENDABLE if v != -1])

@@ -49,6 +49,7 @@ def mapping_of(where: int) -> str | None:
 ALLOCATORS = {
     "default": lambda: sp.MemoryAllocator(),
     "mmap": lambda: sp.MmapAllocator(),
+    "mmap, huge pages if there are": lambda: sp.MmapAllocator(prefer_huge=True),
     "mmap with flags": lambda: sp.MmapAllocator(flags=MAP_POPULATE),
     "pool": lambda: sp.MemoryPool(1, 100_000, 4, 4),
     "pool on mmap": lambda: sp.MemoryPool(1, 100_000, 4, 4, sp.MmapAllocator()),
@@ -230,6 +231,19 @@ def test_pool_refills_in_the_background_below_low_water(caplog):
             held += heaps_in(pool, [1500] * 3)
     assert empty_warnings(caplog) == 0
     assert len({address(h) for h in held}) == len(held)
+
+
+@pytest.mark.ours
+def test_background_refill_goes_on_to_the_initial_number():
+    threads = sp.ThreadPool()
+    pool = sp.MemoryPool(threads, 1000, 2000, 16, 8, 4)
+    held = heaps_in(pool, [1500] * 4)
+    assert pool.free == 4  # not below low_water: nothing is done
+    held += heaps_in(pool, [1500])
+    wait_for(lambda: pool.free == 8, "as many free blocks as initially")
+    del held
+    gc.collect()
+    assert pool.free == 13  # those that come back are kept up to max_free
 
 
 @pytest.mark.ours

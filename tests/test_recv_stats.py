@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import socket
 
 import pytest
@@ -9,6 +11,7 @@ from target import (
     OURS,
     Sender,
     drain,
+    in_thread,
     new_stream,
     next_heap,
     receive,
@@ -195,6 +198,48 @@ def test_statistics_are_a_snapshot():
     assert (before.packets, stream.stats.packets) == (0, 1)
 
 
+def test_every_snapshot_of_a_stream_at_work_is_consistent():
+    stream, sender = udp_stream(heaps=4, substreams=1, max_heaps=4)
+    n, per_heap = 3000, 4
+    packets = [[p.encode() for p in simple_heap(cnt, 80).packets(20)] for cnt in range(64)]
+    received = [0]
+
+    def send() -> None:
+        for i in range(n):
+            sender.send(*packets[i % 64])
+            # Few enough under way to fit the kernel's buffer, enough to fill the ring.
+            wait_for(lambda i=i: received[0] > i - 16, "the receiver keeping up")
+
+    def receive_all() -> None:
+        for _ in range(n):
+            next_heap(stream)
+            received[0] += 1
+
+    threads = [in_thread(send), in_thread(receive_all)]
+    before = [0] * len(CORE)
+    n_snapshots = n_different = 0
+    while received[0] < n:
+        stats = stream.stats
+        now = [stats[name] for name in CORE]
+        assert all(a <= b for a, b in zip(before, now, strict=True)), (before, now)
+        assert per_heap * stats.heaps <= stats.packets
+        assert stats.batches <= stats.packets <= stats.batches * stats.max_batch
+        assert stats.single_packet_heaps == stats.incomplete_heaps_evicted == 0
+        assert stats.max_batch <= 64
+        n_snapshots += 1
+        n_different += now != before
+        before = now
+        if not any(thread.is_alive() for thread in threads):
+            break
+    for thread in threads:
+        thread.join(60)
+    assert n_snapshots > 100
+    assert n_different > 10
+    stats = settled(stream, per_heap * n)
+    stream.stop()
+    assert (stats.heaps, stats.packets) == (n, per_heap * n)
+
+
 # Faces
 
 
@@ -248,10 +293,37 @@ def test_statistics_can_be_set_on_the_snapshot(stats):
     assert (stats[0], stats.packets, stats["batches"]) == (17, 18, 19)
 
 
-@pytest.mark.parametrize("value", [-1, "many"])
+@pytest.mark.parametrize("value", [-1, "many", 1.5, 2**64])
 def test_statistics_cannot_be_set_to_nonsense(stats, value):
     with pytest.raises(TypeError):
         stats[0] = value
+
+
+@pytest.mark.parametrize("key", [0, None])
+def test_names_are_strings(stats, key):
+    with pytest.raises(TypeError):
+        stats.get(key)
+    with pytest.raises(TypeError):
+        _ = key in stats
+
+
+def test_faces_are_iterators(stats):
+    for face in (stats.keys(), stats.values(), stats.items(), iter(stats)):
+        assert iter(face) is face
+        next(face)
+
+
+# spead2 can neither copy nor pickle them.
+@pytest.mark.ours
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda stats: pickle.loads(pickle.dumps(stats))]
+)
+def test_copies_are_apart(stats, duplicate):
+    other = duplicate(stats)
+    assert list(other.items()) == list(stats.items())
+    other.heaps = 77
+    assert stats.heaps == 2
+    assert (stats + other).heaps == 79
 
 
 def test_sum_adds_counters_and_takes_the_larger_maximum(stats):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import select
 import signal
 import socket
@@ -150,6 +152,14 @@ def test_stream_takes_its_arguments_by_keyword():
         (recv.StreamConfig, {"substreams": -1}, TypeError),
         (recv.StreamConfig, {"bug_compat": 8}, ValueError),
         (recv.StreamConfig, {"memcpy": 17}, ValueError),
+        (recv.StreamConfig, {"memcpy": 1.0}, TypeError),
+        (recv.StreamConfig, {"max_heaps": 2**64}, TypeError),
+        (recv.StreamConfig, {"stop_on_stop_item": "False"}, TypeError),
+        (recv.StreamConfig, {"allow_unsized_heaps": "no"}, TypeError),
+        (recv.StreamConfig, {"allow_out_of_order": []}, TypeError),
+        (recv.StreamConfig, {"explicit_start": "no"}, TypeError),
+        (recv.RingStreamConfig, {"contiguous_only": "no"}, TypeError),
+        (recv.RingStreamConfig, {"incomplete_keep_payload_ranges": ""}, TypeError),
         (recv.StreamConfig, {"stream_id": -1}, TypeError),
         (recv.StreamConfig, {"memory_allocator": 3}, TypeError),
         (recv.StreamConfig, {"nope": 1}, TypeError),
@@ -176,6 +186,33 @@ def test_bad_options_are_refused_at_once(cls, options, error):
 def test_stream_refuses_wrong_arguments(arguments):
     with pytest.raises(TypeError):
         recv.Stream(*arguments)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, 1.0, np.bool_(True)])
+def test_flags_may_be_anything_that_is_true_or_false_by_itself(value):
+    config = recv.StreamConfig(stop_on_stop_item=value)
+    assert config.stop_on_stop_item is bool(value)
+
+
+@pytest.mark.parametrize("cls", [recv.StreamConfig, recv.RingStreamConfig])
+def test_misspelt_options_are_refused(cls):
+    with pytest.raises(AttributeError):
+        cls().max_heap = 3
+
+
+# spead2 can neither copy nor pickle them.
+@pytest.mark.ours
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))]
+)
+def test_copies_of_a_configuration_are_apart(duplicate):
+    config = recv.StreamConfig(max_heaps=7)
+    config.add_stat("mine")
+    other = duplicate(config)
+    other.max_heaps = 8
+    other.add_stat("more")
+    assert (config.max_heaps, [s.name for s in config.stats][9:]) == (7, ["mine"])
+    assert (other.max_heaps, [s.name for s in other.stats][9:]) == (8, ["mine", "more"])
 
 
 def test_configurations_take_no_positional_arguments():

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import gc
+import os
 import socket
+import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
+from child import run_python
 from target import (
+    DEADLINE,
     KERNEL_DROPS,
     LOGGER,
     REASONS,
@@ -20,6 +28,7 @@ from target import (
     recv,
     refusals,
     settled,
+    sp,
     stats_of,
     take,
     udp_stream,
@@ -27,8 +36,9 @@ from target import (
 )
 from wire import Packet, addr, pattern, simple_heap, stop_packet
 
-#: From linux/udp.h, which Python's socket module does not know.
+#: From the kernel's headers; Python's socket module does not know them.
 UDP_SEGMENT = 103
+SO_TIMESTAMPNS = 35
 
 
 def has_ipv6() -> bool:
@@ -144,6 +154,49 @@ def test_socket_form_reads_what_was_already_waiting(stream):
             sender.send(*simple_heap(1, 1000).packets(300))
         stream.add_udp_reader(sock)
     assert payload(next_heap(stream)) == pattern(1, 1000)
+
+
+OPTIONS = {
+    "SO_RCVBUF": (socket.SOL_SOCKET, socket.SO_RCVBUF),
+    "SO_REUSEADDR": (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+    "SO_REUSEPORT": (socket.SOL_SOCKET, socket.SO_REUSEPORT),
+    "SO_TIMESTAMPNS": (socket.SOL_SOCKET, SO_TIMESTAMPNS),
+    "IP_TOS": (socket.IPPROTO_IP, socket.IP_TOS),
+    "IP_MULTICAST_TTL": (socket.IPPROTO_IP, socket.IP_MULTICAST_TTL),
+}
+
+
+def options(sock: socket.socket) -> dict[str, int]:
+    """Return what the user may have set on a socket, and its flags."""
+    told = {name: sock.getsockopt(*option) for name, option in OPTIONS.items()}
+    return {**told, "flags": fcntl.fcntl(sock, fcntl.F_GETFL)}
+
+
+def test_socket_form_leaves_the_options_of_the_socket_alone(stream):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for name, value in (("SO_RCVBUF", 40_000), ("SO_REUSEPORT", 1), ("IP_TOS", 0x10)):
+            sock.setsockopt(*OPTIONS[name], value)
+        sock.bind(("127.0.0.1", 0))
+        before = options(sock)
+        stream.add_udp_reader(sock)
+        with Sender(sock.getsockname()[1]) as sender:
+            assert_receives(stream, sender)
+        assert options(sock) == before
+        stream.stop()
+        assert options(sock) == before
+
+
+@pytest.mark.ours
+def test_socket_is_the_users_again_after_the_stop(stream):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        stream.add_udp_reader(sock)
+        stream.stop()
+        sock.settimeout(DEADLINE)
+        with Sender(sock.getsockname()[1]) as sender:
+            # With UDP_GRO, which the stream had switched on, they would come glued together.
+            segments(sender, 100, [b"a" * 100, b"b" * 100])
+        assert [sock.recv(1000)[:1] for _ in range(2)] == [b"a", b"b"]
 
 
 def multicast_sender(group: str, port: int) -> Sender:
@@ -269,6 +322,53 @@ def test_buffer_size_zero_is_the_default_of_the_system_without_a_warning(stream,
             assert_receives(stream, sender)
         stream.stop()
     assert "buffer size" not in caplog.text
+
+
+#: Takes CAP_NET_ADMIN away, with which the limit on buffers would not hold.
+DROP_NET_ADMIN = """
+    import ctypes, struct
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("<Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    sets = ctypes.create_string_buffer(24)
+    assert libc.capget(header, sets) == 0
+    words = list(struct.unpack("<6I", sets.raw))
+    for i in range(3):
+        words[i] &= ~(1 << 12)
+    assert libc.capset(header, struct.pack("<6I", *words)) == 0
+    """
+
+
+def test_buffer_beyond_the_limit_is_a_warning_and_the_stream_goes_on():
+    limit = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    told = run_python(
+        DROP_NET_ADMIN,
+        f"""
+        import logging, sys, target
+        logging.basicConfig(format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
+        stream, port = target.new_stream(), target.free_port()
+        stream.add_udp_reader(port, buffer_size={2 * limit}, bind_hostname="127.0.0.1")
+        with target.Sender(port) as sender:
+            sender.send(target.wire.simple_heap(7, 10).packets()[0])
+        print("heap", target.next_heap(stream).cnt)
+        stream.stop()
+        """,
+    )
+    lines = told.splitlines()
+    assert "heap 7" in lines
+    (warning,) = [line for line in lines if line.startswith("WARNING")]
+    assert warning.startswith(f"WARNING {LOGGER} ")
+    assert str(2 * limit) in warning
+    assert str(limit) in warning.replace(str(2 * limit), "")
+
+
+@pytest.mark.ours
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
+def test_limit_on_buffers_does_not_hold_with_net_admin(stream, port, caplog):
+    limit = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    with caplog.at_level("WARNING", logger=LOGGER):
+        stream.add_udp_reader(port, buffer_size=2 * limit, bind_hostname="127.0.0.1")
+    assert caplog.messages == []
+    assert stream.readers[0].memory >= 2 * limit
 
 
 # Sizes
@@ -447,27 +547,132 @@ def test_full_ring_holds_the_reader_and_datagrams_wait_in_the_kernel():
 # Ours: losses
 
 
-@pytest.mark.ours
-def test_what_the_kernel_dropped_is_counted_and_nothing_is_missing():
+def tiny_stream() -> tuple[Any, Sender, socket.socket]:
+    """Return a stream with next to no room in ring and kernel, a sender to it, and its socket."""
     stream = new_stream(heaps=1)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    stream.add_udp_reader(sock)
+    return stream, Sender(sock.getsockname()[1]), sock
+
+
+def flood(sender: Sender, n: int) -> None:
+    sender.send(*(simple_heap(cnt, 100).packets()[0] for cnt in range(n)))
+
+
+def drain_until(stream: Any, sent: int) -> Any:
+    """Take heaps until packets and drops account for all that was sent; return the statistics."""
+
+    def accounted() -> bool:
+        with contextlib.suppress(sp.Empty):
+            while True:
+                stream.get_nowait()
+        stats = stream.stats
+        return stats.packets + stats[KERNEL_DROPS] == sent
+
+    wait_for(accounted, f"{sent} datagrams in the account, there are {stats_of(stream)}")
+    return stream.stats
+
+
+@pytest.mark.ours
+def test_what_the_kernel_dropped_is_counted_at_once_and_nothing_is_missing():
+    stream, sender, sock = tiny_stream()
+    with sender, sock:
+        for n in (500, 1000, 1500):
+            # Nobody reads: the last of them are dropped, and no datagram follows to tell.
+            flood(sender, 500)
+            assert stream.stats[KERNEL_DROPS] > 0
+            stats = drain_until(stream, n)
+            assert stats.packets + stats[KERNEL_DROPS] == n
+        stream.stop()
+        assert stream.stats[KERNEL_DROPS] == stats[KERNEL_DROPS]
+        flood(sender, 500)
+    assert stream.stats[KERNEL_DROPS] == stats[KERNEL_DROPS]
+
+
+@pytest.mark.ours
+def test_drops_from_before_the_reader_are_not_the_streams():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        stream.add_udp_reader(sock)
-        port = sock.getsockname()[1]
-    sent = 500
-    with Sender(port) as sender:
-        sender.send(*(simple_heap(cnt, 100).packets()[0] for cnt in range(sent)))
-        with contextlib.suppress(AssertionError):
-            while next_heap(stream, 0.5):
-                pass
-        # The kernel reports what it dropped with the next datagram that it delivers.
-        sender.send(*simple_heap(sent, 100).packets())
-        assert next_heap(stream).cnt == sent
+        with Sender(sock.getsockname()[1]) as sender:
+            flood(sender, 500)
+            for _ in range(2):  # also none of one stream's in the next
+                stream = new_stream()
+                stream.add_udp_reader(sock)
+                next_heap(stream)
+                stream.stop()
+                assert stream.stats[KERNEL_DROPS] == 0
+                sender.send(*simple_heap(1, 100).packets())
+
+
+@pytest.mark.ours
+def test_kernel_drops_are_logged_and_the_lines_add_up():
+    told = run_python(
+        """
+        import logging, sys, test_udp
+        from test_udp import KERNEL_DROPS
+        logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
+        stream, sender, sock = test_udp.tiny_stream()
+        for n in (300, 600):
+            test_udp.flood(sender, 300)
+            test_udp.drain_until(stream, n)
+        test_udp.flood(sender, 300)  # drops that no datagram follows
+        stream.stop()
+        print("drops", stream.stats[KERNEL_DROPS])
+        """
+    )
+    lines = [line.split(maxsplit=1) for line in told.splitlines()]
+    logged = [text for level, text in lines if level == "WARNING" and "kernel" in text]
+    (drops,) = [int(text) for level, text in lines if level == "drops"]
+    assert drops > 300
+    assert sum(int(m.split()[0]) if m[0].isdigit() else 1 for m in logged) == drops
+    assert len(logged) <= 11
+
+
+# Sockets that are never read
+
+
+def n_sockets() -> int:
+    """Return how many sockets this process has open."""
+    n = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that listed the folder
+            n += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
+    return n
+
+
+@pytest.mark.parametrize("end", ["stop", "drop"])
+def test_sockets_that_were_never_started_are_closed(end):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            stream = new_stream(explicit_start=True)
+            before = n_sockets()
+            stream.add_udp_reader(sock)
+            assert n_sockets() > before
+            if end == "stop":
+                stream.stop()
+            else:
+                del stream
+                gc.collect()
+            assert n_sockets() == before
+    assert [str(w.message) for w in caught] == []
+
+
+def test_socket_that_comes_after_the_stop_is_closed(stream):
     stream.stop()
-    stats = stream.stats
-    assert stats[KERNEL_DROPS] > 0, stats_of(stream)
-    assert stats.packets + stats[KERNEL_DROPS] == sent + 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            before = n_sockets()
+            stream.add_udp_reader(sock)
+            gc.collect()
+            assert n_sockets() == before
+    assert [str(w.message) for w in caught] == []
 
 
 @pytest.mark.ours

@@ -76,6 +76,32 @@ def test_heaps_arrive_byte_for_byte(lab, mode):
     assert counts == {"matched": 800, "redirected": 800}
 
 
+def test_packets_that_arrive_alone_are_batches_of_one(lab):
+    stream, port = lab.receiver()
+    sock = lab.sender(port)
+    for cnt in range(3):
+        sock.send(one_packet(cnt))
+        assert next_heap(stream).cnt == cnt
+        settled(stream, cnt + 1)
+    stream.stop()
+    assert (stream.stats.batches, stream.stats.max_batch) == (3, 1)
+
+
+def test_a_batch_is_at_most_64_packets(lab):
+    stream = lab.stream(heaps=1)
+    sock = lab.sender(lab.add_reader(stream))
+    sock.send(one_packet(0))
+    sock.send(one_packet(1))
+    wait_for(lambda: stream.stats.worker_blocked, "a full ring")
+    for cnt in range(2, 300):  # these wait in the socket's ring until the first two are read
+        sock.send(one_packet(cnt))
+    assert [h.cnt for h in take(stream, 300)] == list(range(300))
+    stats = settled(stream, 300)
+    stream.stop()
+    assert stats.max_batch == 64
+    assert stats.batches <= stats.packets <= stats.batches * stats.max_batch
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_reader_says_what_it_really_is(lab, mode):
     stream, _ = lab.receiver(mode=mode)

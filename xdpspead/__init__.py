@@ -4,10 +4,13 @@ The names are those of spead2 4.x, so that ``import xdpspead as spead2`` is all 
 receiving code needs. Receiving itself is in :mod:`xdpspead.recv`.
 """
 
+from typing import TypeAlias
+
 from ._descriptor import Descriptor, RawDescriptor
 from ._errors import Empty, Full, Stopped, TransportError
 from ._features import features
 from ._flavour import Flavour
+from ._inproc import InprocQueue
 from ._items import Item, ItemGroup, parse_range_list
 from ._memory import MemoryAllocator, MemoryPool, MmapAllocator
 from ._protocol import (
@@ -37,6 +40,9 @@ from ._protocol import (
     STREAM_CTRL_ID,
 )
 from ._threads import ThreadPool
+
+# Addresses or host names and ports; the name is that of spead2's stubs.
+_EndpointList: TypeAlias = list[tuple[str, int]]  # noqa: PYI047
 
 __version__ = "0.1.0"
 
@@ -69,6 +75,7 @@ __all__ = [
     "Empty",
     "Flavour",
     "Full",
+    "InprocQueue",
     "Item",
     "ItemGroup",
     "MemoryAllocator",

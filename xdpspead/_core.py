@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat, takewhile
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from ._errors import Stopped, TransportError
@@ -62,6 +64,16 @@ def has_xdp() -> bool:
 def has_pcap() -> bool:
     """Whether this build can read capture files."""
     return bool(lib.xps_has_pcap())
+
+
+def has_gzip() -> bool:
+    """Whether this build can read capture files that gzip compressed."""
+    return bool(lib.xps_has_gzip())
+
+
+def has_zstd() -> bool:
+    """Whether this build can read capture files that Zstandard compressed."""
+    return bool(lib.xps_has_zstd())
 
 
 def _owned(pointer: Any, free: Any) -> Any:
@@ -236,6 +248,10 @@ class XdpPort:
             _raise(-errno.ENOMEM, fail)
         self.c = ffi.gc(port, lib.xps_xdp_port_free)
 
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's sockets."""
+        lib.xps_xdp_port_forget(self.c)
+
     @property
     def mode(self) -> str:
         """Mode in which the program is attached: ``"native"`` or ``"generic"``."""
@@ -253,6 +269,56 @@ class XdpPort:
         return int(lib.xps_xdp_port_program_id(self.c))
 
 
+class InprocQueue:
+    """Packets from this process."""
+
+    def __init__(self) -> None:
+        fail = ffi.new("struct xps_fail *")
+        queue = lib.xps_inproc_queue_new(fail)
+        if not queue:
+            _raise(-errno.ENOMEM, fail)
+        self.c = ffi.gc(queue, lib.xps_inproc_queue_free)
+
+    def add(self, packet: Buffer) -> None:
+        """Copy one packet into the queue.
+
+        Raises
+        ------
+        Stopped
+            If the queue has been stopped.
+        ValueError
+            If the packet is too long.
+        """
+        data = ffi.from_buffer(packet)
+        code = lib.xps_inproc_queue_add(self.c, ffi.cast("uint8_t *", data), len(data))
+        if code == -errno.EPIPE:
+            raise Stopped("the in-process queue has been stopped")
+        if code == -errno.ECHILD:
+            raise RuntimeError(
+                "this queue was made before a fork and belongs to the parent process: make it in "
+                "the process that uses it"
+            )
+        if code == -errno.EMSGSIZE:
+            raise ValueError(f"a packet of {len(data)} bytes: more than 4 GiB is too long")
+        if code < 0:
+            _raise(code)
+
+    def stop(self) -> None:
+        """No more packets."""
+        lib.xps_inproc_queue_stop(self.c)
+
+
+class Capture:
+    """A capture file that is open."""
+
+    def __init__(self, filename: bytes, filter_: bytes) -> None:
+        fail = ffi.new("struct xps_fail *")
+        capture = lib.xps_capture_open(filename, filter_, fail)
+        if not capture:
+            _raise(-errno.ENOMEM, fail)
+        self.c = ffi.gc(capture, lib.xps_capture_free)
+
+
 class Stream:
     """One stream: its window, its ring, its readers."""
 
@@ -267,8 +333,9 @@ class Stream:
         if not stream:
             _raise(-errno.ENOMEM, fail)
         self.c = ffi.gc(stream, lib.xps_stream_free)
-        self._scratch: list[Any] = []
         self.held: list[Any] = []
+        #: Heaps popped by a call that a signal's handler ended with an exception.
+        self.leftover: deque[CHeap] = deque()
 
     def stop(self) -> None:
         """Stop receiving; see the header."""
@@ -282,24 +349,37 @@ class Stream:
         Stopped
             If the stream has stopped and no heap is left.
         """
-        # Other threads may be in here too while this one waits, so each call takes an array of its
-        # own; the list's methods are atomic.
+        # Other threads may be in here too while this one waits, so each call has its own array.
+        n = min(n, self._BATCH)
+        heaps = ffi.new("struct xps_heap *[]", n)
+        # Takes each heap over once, whoever asks it to, and runs no Python code meanwhile.
+        owned = map(ffi.gc, takewhile(bool, heaps), repeat(lib.xps_heap_free))
         try:
-            heaps = self._scratch.pop()
-        except IndexError:
-            heaps = ffi.new("struct xps_heap *[]", self._BATCH)
-        popped = lib.xps_stream_pop(self.c, heaps, min(n, self._BATCH), timeout_ms)
-        result = [ffi.gc(heaps[i], lib.xps_heap_free) for i in range(popped)]
-        self._scratch.append(heaps)
+            popped = lib.xps_stream_pop(self.c, heaps, n, timeout_ms)
+            result = [*owned]
+        except BaseException:
+            self.leftover.extend(owned)
+            raise
         if popped == -errno.EPIPE:
             raise Stopped("ring buffer has been stopped")
+        if popped == -errno.ECHILD:
+            self.require_own_process()
         if popped < 0 and popped != -errno.EINTR:
             _raise(popped)
         return result
 
+    def require_own_process(self) -> None:
+        """Raise RuntimeError in a forked child."""
+        if not lib.xps_stream_is_ours(self.c):
+            raise RuntimeError(
+                "this stream was made before a fork and belongs to the parent process: make thread "
+                "pools and streams in the process that uses them"
+            )
+
     @property
     def fd(self) -> int:
         """Descriptor that is readable while heaps are waiting, and after the end."""
+        self.require_own_process()
         return int(lib.xps_stream_fd(self.c))
 
     @property
@@ -330,6 +410,27 @@ class Stream:
         """Read datagrams from a bound socket, which is duplicated."""
         fail = ffi.new("struct xps_fail *")
         code = lib.xps_add_udp_reader(self.c, fd, max_size, fail)
+        if code < 0:
+            _raise(code, fail)
+
+    def add_tcp_reader(self, fd: int, max_size: int) -> None:
+        """Read one connection to a listening socket, which is duplicated."""
+        fail = ffi.new("struct xps_fail *")
+        code = lib.xps_add_tcp_reader(self.c, fd, max_size, fail)
+        if code < 0:
+            _raise(code, fail)
+
+    def add_pcap_reader(self, capture: Capture) -> None:
+        """Read a capture file, which no other stream can read then."""
+        fail = ffi.new("struct xps_fail *")
+        code = lib.xps_add_pcap_reader(self.c, capture.c, fail)
+        if code < 0:
+            _raise(code, fail)
+
+    def add_inproc_reader(self, queue: InprocQueue) -> None:
+        """Read a queue, which is held."""
+        fail = ffi.new("struct xps_fail *")
+        code = lib.xps_add_inproc_reader(self.c, queue.c, fail)
         if code < 0:
             _raise(code, fail)
 

@@ -13,6 +13,10 @@ class Full(Exception):
     """There is no room at the moment."""
 
 
+class NotContiguousError(ValueError, BufferError):
+    """A buffer's bytes do not stand one after the other in memory."""
+
+
 class TransportError(OSError, RuntimeError):
     """A source of packets could not be set up.
 

@@ -95,6 +95,9 @@ class Features:
         What the machine, its kernel and the privileges of this thread allow.
     udp_xdp : Feature
         All of it together: whether :meth:`.Stream.add_udp_xdp_reader` can work.
+    pcap, pcap_gzip, pcap_zstd : Feature
+        Capture files (:meth:`.Stream.add_udp_pcap_file_reader`), and compressed ones, which are
+        left out of a build when the libraries that they need are not there.
     """
 
     @property
@@ -108,6 +111,23 @@ class Features:
             "built without the AF_XDP reader, because clang or libbpf was missing",
             "Install clang and libbpf (Debian, Ubuntu: apt install clang libbpf-dev pkg-config; "
             f"Fedora: dnf install clang libbpf-devel pkgconf-pkg-config), {_HOW_TO_REBUILD}",
+        )
+
+    @property
+    def pcap(self) -> Feature:
+        """Whether this build can read capture files."""
+        return _library("pcap", "capture files", "libpcap", "libpcap")
+
+    @property
+    def pcap_gzip(self) -> Feature:
+        """Whether this build can read capture files that gzip compressed."""
+        return _library("pcap_gzip", "capture files compressed with gzip", "zlib1g", "zlib")
+
+    @property
+    def pcap_zstd(self) -> Feature:
+        """Whether this build can read capture files that Zstandard compressed."""
+        return _library(
+            "pcap_zstd", "capture files compressed with Zstandard", "libzstd", "libzstd"
         )
 
     @property
@@ -201,7 +221,7 @@ class Features:
 
     def build(self) -> Mapping[str, Feature]:
         """Return the features of this build by name."""
-        return _by_name(self.xdp)
+        return _by_name(self.xdp, self.pcap, self.pcap_gzip, self.pcap_zstd)
 
     def machine(self) -> Mapping[str, Feature]:
         """Return the features of this machine and of the privileges of this thread by name."""
@@ -222,6 +242,7 @@ class Features:
             Feature("buffer", True, "streams can be read from memory"),
             Feature("udp", True, "streams can be received from UDP sockets"),
             self.udp_xdp,
+            self.pcap,
         )
 
     def __repr__(self) -> str:
@@ -262,6 +283,30 @@ def _build_has_xdp() -> bool:
     from xdpspead._core import has_xdp
 
     return has_xdp()
+
+
+def _build_has_library(name: str) -> bool:
+    from xdpspead import _core
+
+    return {"pcap": _core.has_pcap, "pcap_gzip": _core.has_gzip, "pcap_zstd": _core.has_zstd}[
+        name
+    ]()
+
+
+def _library(name: str, purpose: str, debian: str, fedora: str) -> Feature:
+    if _build_has_library(name):
+        return Feature(name, True, f"built to read {purpose}")
+    missing = "libpcap" if name != "pcap" and not _build_has_library("pcap") else fedora
+    packages = {"libpcap-dev": "libpcap-devel"} if missing == "libpcap" else {}
+    packages[f"{debian}-dev"] = f"{fedora}-devel"
+    return Feature(
+        name,
+        False,
+        f"built without {purpose}, because {missing} was missing",
+        f"Install {' and '.join(dict.fromkeys([missing, fedora]))} (Debian, Ubuntu: "
+        f"apt install {' '.join(packages)} pkg-config; Fedora: "
+        f"dnf install {' '.join(packages.values())} pkgconf-pkg-config), {_HOW_TO_REBUILD}",
+    )
 
 
 def _default_buffer_bytes() -> int:

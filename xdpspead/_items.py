@@ -97,7 +97,12 @@ class Item(Descriptor):
 
     def _decode_in(self, new_order: str) -> None:
         """Get ready to decode values in a byte order."""
-        self._addressed, self._immediate = make_decoders(self, new_order)
+        # Decoders of the item itself would make a cycle, in which the memory of a heap would stay
+        # until Python's collector comes by.
+        bare = Descriptor(
+            self.id, self.name, self.description, self.shape, self.dtype, self.order, self.format
+        )
+        self._addressed, self._immediate = make_decoders(bare, new_order)
         self._decoding_order = new_order
 
     def set_from_raw(self, raw_item: Any, new_order: str = "=") -> None:
@@ -150,8 +155,8 @@ def _same_descriptor(a: Descriptor, b: Descriptor) -> bool:
 class ItemGroup:
     """Items by name and by identifier, brought up to date by heaps.
 
-    Example
-    -------
+    Examples
+    --------
     ::
 
         items = ItemGroup()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+import sys
 import threading
 from typing import Final
 
@@ -18,14 +20,30 @@ LOGGER: Final = logging.getLogger("xdpspead")
 #: The thread looks up this often even if nothing happens, ms.
 _TIMEOUT_MS: Final = 60_000
 
-_lock = threading.Lock()
+#: A finalizer or the handler of a signal may make a stream while its thread is in here.
+_lock = threading.RLock()
 _log: Log | None = None
+
+
+def _forget_parent() -> None:
+    """Begin anew in a forked child: the thread, and who has the lock, are its parent's."""
+    global _lock, _log
+    _lock = threading.RLock()
+    _log = None
+
+
+os.register_at_fork(after_in_child=_forget_parent)
 
 
 def _drain(log: Log) -> None:
     while (lines := log.take(_TIMEOUT_MS)) is not None:
         for level, text in lines:
-            LOGGER.log(level, "%s", text)
+            try:
+                LOGGER.log(level, "%s", text)
+            except Exception:  # noqa: BLE001 (whatever a handler of the user's raises)
+                # Told as that of a thread, which ends by it; but this one has more to log.
+                args = (*sys.exc_info(), threading.current_thread())
+                threading.excepthook(threading.ExceptHookArgs(args))
 
 
 def core_log() -> Log:

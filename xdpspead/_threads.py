@@ -30,6 +30,12 @@ class ThreadPool:
     ------
     ValueError
         If `threads` is not positive.
+
+    Notes
+    -----
+    A pool lives as long as a stream uses it, so it may be dropped at any time. Used as a context
+    manager it is stopped at the end. Threads do not come along when a process forks: pools, and the
+    streams that use them, belong to the process that made them.
     """
 
     def __init__(self, threads: int = 1, affinity: Sequence[int] = ()) -> None:
@@ -46,7 +52,11 @@ class ThreadPool:
         self._core = _core.Pool(threads, [core if core in usable else -1 for core in wanted])
 
     def stop(self) -> None:
-        """End the threads. Streams that still use them receive nothing any more."""
+        """Stop the streams that still use the threads, then end the threads.
+
+        Heaps that were finished can still be got from the streams. It may be called from any thread
+        and more than once; a stopped pool takes no new streams.
+        """
         self._core.stop()
 
     @staticmethod

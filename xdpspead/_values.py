@@ -134,11 +134,7 @@ def _fixed_decoders(descriptor: Descriptor, target: np.dtype[Any]) -> Decoders:
     def immediate(value: int, address_bytes: int) -> Any:
         if n_bytes > address_bytes:
             _too_few(descriptor, address_bytes // itemsize, elements)
-        if n_bytes == 0:
-            # An immediate always has bytes; as in spead2, they do not fit a shape without any.
-            raise ValueError(
-                f"cannot reshape array of size {address_bytes // itemsize} into shape {shape}"
-            )
+        # An array without elements is sent as an immediate, whose bytes then mean nothing.
         data = _immediate_bytes(value, address_bytes)
         return addressed(data, address_bytes - n_bytes, n_bytes)
 
@@ -207,9 +203,7 @@ def _text_decoders(descriptor: Descriptor) -> Decoders:
         return text(bytes(memoryview(payload)[offset : offset + elements]))
 
     def immediate(value: int, address_bytes: int) -> str:
-        shape, elements = _dimensions(descriptor, address_bytes)
-        if elements == 0:
-            raise ValueError(f"cannot reshape array of size {address_bytes} into shape {shape}")
+        _, elements = _dimensions(descriptor, address_bytes)
         return text(value.to_bytes(address_bytes, "big")[address_bytes - elements :])
 
     return addressed, immediate

@@ -251,6 +251,226 @@ static void test_fragments_are_told_apart(void)
 	CHECK_EQ(parse(&f, &out), XPS_FRAME_FRAGMENT);
 }
 
+static void test_ipv4_fragment_is_described(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	put_ethernet(&f, 1, 0x0800);
+	put_ipv4(&f, 2, 28 + 24, 0x2000 | 3, 17);
+	put_zeros(&f, 24);
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_FRAGMENT);
+	CHECK_EQ(out.family, 4);
+	CHECK(!memcmp(out.src, "\x0a\x4d\0\1\0\0\0\0\0\0\0\0\0\0\0\0", 16));
+	CHECK(!memcmp(out.dst, "\x0a\x4d\0\2\0\0\0\0\0\0\0\0\0\0\0\0", 16));
+	CHECK_EQ(out.fragment_id, 0x1234);
+	CHECK_EQ(out.fragment_offset, 24);
+	CHECK_EQ(out.more_fragments, true);
+	CHECK_EQ(out.protocol, 17);
+	CHECK_EQ(out.payload_offset, 18 + 28);
+	CHECK_EQ(out.payload_length, 24);
+	put_ethernet(&f, 0, 0x0800);
+	put_ipv4(&f, 0, 27, 0x1fff, 17);
+	put_zeros(&f, 40); /* padding */
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_FRAGMENT);
+	CHECK_EQ(out.fragment_offset, 65528);
+	CHECK_EQ(out.more_fragments, false);
+	CHECK_EQ(out.payload_length, 7);
+}
+
+static void test_ipv6_fragment_is_described(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	put_ethernet(&f, 0, 0x86dd);
+	put_ipv6(&f, 8 + 8 + 24, 0);
+	put(&f, "\x2c\0\1\4\0\0\0\0", 8);             /* hop by hop, then fragment */
+	put(&f, "\x3c\0\x05\x31\x12\x34\x56\x78", 8); /* then destination */
+	put_zeros(&f, 24);
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_FRAGMENT);
+	CHECK_EQ(out.family, 6);
+	CHECK(!memcmp(out.src, frame_src6, 16));
+	CHECK(!memcmp(out.dst, frame_dst6, 16));
+	CHECK_EQ(out.fragment_id, 0x12345678);
+	CHECK_EQ(out.fragment_offset, 0x530);
+	CHECK_EQ(out.more_fragments, true);
+	CHECK_EQ(out.protocol, 60);
+	CHECK_EQ(out.payload_offset, 14 + 40 + 16);
+	CHECK_EQ(out.payload_length, 24);
+}
+
+static void test_fragments_of_other_protocols_are_not_udp(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	put_ethernet(&f, 0, 0x0800);
+	put_ipv4(&f, 0, 44, 0x2000, 6);
+	put_zeros(&f, 24);
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_NOT_UDP);
+	put_ethernet(&f, 0, 0x86dd);
+	put_ipv6(&f, 32, 44);
+	put(&f, "\x06\0\0\x01\0\0\0\x07", 8);
+	put_zeros(&f, 24);
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_NOT_UDP);
+}
+
+static void test_fragment_header_must_be_at_hand_and_fit(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	put_ethernet(&f, 0, 0x86dd);
+	put_ipv6(&f, 32, 44);
+	put(&f, "\x11\0\0\x01\0\0\0\x07", 8);
+	put_zeros(&f, 24);
+	for (size_t length = 54; length < 62; length++)
+		CHECK_EQ(parse_of(&f, length, f.length, &out), XPS_FRAME_TRUNCATED);
+	put_ethernet(&f, 0, 0x86dd);
+	put_ipv6(&f, 7, 44);
+	put(&f, "\x11\0\0\x01\0\0\0\x07", 8);
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_BAD_LENGTH);
+}
+
+static void test_ipv6_datagram_in_one_fragment_is_whole(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	put_ethernet(&f, 0, 0x86dd);
+	put_ipv6(&f, 36, 44);
+	put(&f, "\x11\0\0\0\0\0\0\x07", 8);
+	put_udp(&f, 8888, 28, 20);
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_UDP);
+	CHECK_EQ(out.payload_offset, 14 + 40 + 8 + 8);
+	CHECK_EQ(out.payload_length, 20);
+}
+
+/* ---------------------------------------------------------------- captures */
+
+static enum xps_frame_verdict parse_link(const struct frame *f, enum xps_link link, struct xps_frame *out)
+{
+	uint8_t *exact = malloc(f->length ? f->length : 1);
+	enum xps_frame_verdict verdict;
+
+	memcpy(exact, f->bytes, f->length);
+	memset(out, 0xee, sizeof(*out));
+	verdict = xps_frame_parse_link(out, link, exact, f->length, f->length);
+	free(exact);
+	return verdict;
+}
+
+/* A link header, then a good packet of each family; every prefix of them is refused. */
+static void check_link(enum xps_link link, const char *head4, const char *head6, size_t n, unsigned vlans)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	for (int family = 4; family <= 6; family += 2) {
+		f.length = 0;
+		put(&f, family == 4 ? head4 : head6, n);
+		if (family == 4)
+			put_ipv4(&f, 0, 48, 0, 17);
+		else
+			put_ipv6(&f, 28, 17);
+		put_udp(&f, 8888, 28, 20);
+		CHECK_EQ(parse_link(&f, link, &out), XPS_FRAME_UDP);
+		CHECK_EQ(out.family, family);
+		CHECK_EQ(out.n_vlans, vlans);
+		CHECK_EQ(out.payload_offset, n + (family == 4 ? 28u : 48u));
+		CHECK_EQ(out.payload_length, 20);
+		while (f.length--) {
+			enum xps_frame_verdict cut = parse_link(&f, link, &out);
+
+			CHECK(cut == XPS_FRAME_TRUNCATED || cut == XPS_FRAME_BAD_LENGTH);
+			if (!f.length)
+				break;
+		}
+	}
+}
+
+static void test_links_of_captures(void)
+{
+	check_link(XPS_LINK_ETHERNET, "\0\0\0\0\0\0\0\0\0\0\0\0\x08\0", "\0\0\0\0\0\0\0\0\0\0\0\0\x86\xdd", 14, 0);
+	check_link(XPS_LINK_RAW, "", "", 0, 0);
+	check_link(XPS_LINK_NULL, "\2\0\0\0", "\0\0\0\x0a", 4, 0);
+	check_link(XPS_LINK_NULL, "\0\0\0\2", "\x1e\0\0\0", 4, 0);
+	check_link(XPS_LINK_SLL, "\0\0\0\1\0\6\0\0\0\0\0\0\0\0\x08\0", "\0\0\0\1\0\6\0\0\0\0\0\0\0\0\x86\xdd", 16, 0);
+	check_link(XPS_LINK_SLL, "\0\0\0\1\0\6\0\0\0\0\0\0\0\0\x81\0\0\5\x08\0",
+		   "\0\0\0\1\0\6\0\0\0\0\0\0\0\0\x81\0\0\5\x86\xdd", 20, 1);
+	check_link(XPS_LINK_SLL2, "\x08\0\0\0\0\0\0\1\0\1\0\6\0\0\0\0\0\0\0\0",
+		   "\x86\xdd\0\0\0\0\0\1\0\1\0\6\0\0\0\0\0\0\0\0", 20, 0);
+	check_link(XPS_LINK_SLL2, "\x81\0\0\0\0\0\0\1\0\1\0\6\0\0\0\0\0\0\0\0\0\5\x08\0",
+		   "\x81\0\0\0\0\0\0\1\0\1\0\6\0\0\0\0\0\0\0\0\0\5\x86\xdd", 24, 1);
+}
+
+static void test_link_that_says_no_ip_is_believed(void)
+{
+	struct xps_frame out;
+	struct frame f = { .length = 0 };
+
+	put(&f, "\7\0\0\0", 4);
+	put_ipv4(&f, 0, 48, 0, 17);
+	put_udp(&f, 8888, 28, 20);
+	CHECK_EQ(parse_link(&f, XPS_LINK_NULL, &out), XPS_FRAME_NOT_IP);
+	f.bytes[0] = f.bytes[3] = 2;
+	CHECK_EQ(parse_link(&f, XPS_LINK_NULL, &out), XPS_FRAME_NOT_IP);
+}
+
+static void test_ip_length_of_zero_is_that_of_the_frame_in_captures_only(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	put_ethernet(&f, 0, 0x0800);
+	put_ipv4(&f, 0, 0, 0, 17);
+	put_udp(&f, 8888, 28, 20);
+	put_zeros(&f, 4); /* padding */
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_BAD_LENGTH);
+	CHECK_EQ(parse_link(&f, XPS_LINK_ETHERNET, &out), XPS_FRAME_UDP);
+	CHECK_EQ(out.payload_length, 20);
+	f.length -= 5; /* no longer all there */
+	CHECK_EQ(parse_link(&f, XPS_LINK_ETHERNET, &out), XPS_FRAME_BAD_LENGTH);
+	put_ethernet(&f, 0, 0x86dd);
+	put_ipv6(&f, 0, 17);
+	put_udp(&f, 8888, 28, 20);
+	CHECK_EQ(parse(&f, &out), XPS_FRAME_BAD_LENGTH);
+	CHECK_EQ(parse_link(&f, XPS_LINK_ETHERNET, &out), XPS_FRAME_UDP);
+	CHECK_EQ(out.payload_length, 20);
+}
+
+static void test_fragment_whose_length_is_unknown_is_refused(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	put_ethernet(&f, 0, 0x0800);
+	put_ipv4(&f, 0, 0, 0x2000, 17);
+	put_zeros(&f, 24);
+	CHECK_EQ(parse_link(&f, XPS_LINK_ETHERNET, &out), XPS_FRAME_BAD_LENGTH);
+}
+
+static void test_joined_payload_is_walked_from_its_first_header(void)
+{
+	struct xps_frame out = { .family = 6, .protocol = 60 };
+	struct frame f = { .length = 0 };
+
+	put(&f, "\x11\0\1\4\0\0\0\0", 8); /* destination, then UDP */
+	put_udp(&f, 8888, 28, 20);
+	CHECK_EQ(xps_frame_parse_joined(&out, f.bytes, f.length), XPS_FRAME_UDP);
+	CHECK_EQ(out.family, 6);
+	CHECK_EQ(out.dst_port, 8888);
+	CHECK_EQ(out.payload_offset, 16);
+	CHECK_EQ(out.payload_length, 20);
+	out.protocol = 17;
+	CHECK_EQ(xps_frame_parse_joined(&out, f.bytes + 8, f.length - 8), XPS_FRAME_UDP);
+	CHECK_EQ(xps_frame_parse_joined(&out, f.bytes + 8, f.length - 9), XPS_FRAME_BAD_LENGTH);
+	CHECK_EQ(xps_frame_parse_joined(&out, f.bytes + 8, 7), XPS_FRAME_TRUNCATED);
+	out.protocol = 6;
+	CHECK_EQ(xps_frame_parse_joined(&out, f.bytes, f.length), XPS_FRAME_NOT_UDP);
+}
+
 static void test_other_protocols_are_told_apart(void)
 {
 	struct xps_frame out;
@@ -319,6 +539,16 @@ int main(void)
 	test_udp_length_must_be_what_ip_leaves();
 	test_udp_length_below_its_header_is_refused_even_if_ip_agrees();
 	test_fragments_are_told_apart();
+	test_ipv4_fragment_is_described();
+	test_ipv6_fragment_is_described();
+	test_fragments_of_other_protocols_are_not_udp();
+	test_fragment_header_must_be_at_hand_and_fit();
+	test_ipv6_datagram_in_one_fragment_is_whole();
+	test_links_of_captures();
+	test_link_that_says_no_ip_is_believed();
+	test_ip_length_of_zero_is_that_of_the_frame_in_captures_only();
+	test_fragment_whose_length_is_unknown_is_refused();
+	test_joined_payload_is_walked_from_its_first_header();
 	test_other_protocols_are_told_apart();
 	test_ipv6_extension_headers_are_walked_over();
 	test_ipv6_extension_header_must_fit_the_packet();

@@ -31,7 +31,7 @@ static void test_each_kind_has_its_text_and_numbers(void)
 		{ XPS_LOG_STOPPED_HEAP, XPS_LOG_INFO, 42, 0, 0, "dropped heap 42 due to external stop" },
 		{ XPS_LOG_RING_FULL, XPS_LOG_WARNING, 42, 0, 0, "heap 42" },
 		{ XPS_LOG_POOL_EMPTY, XPS_LOG_WARNING, 4096, 0, 0, "4096 bytes" },
-		{ XPS_LOG_KERNEL_DROPS, XPS_LOG_WARNING, 7, 0, 0, "7 packets" },
+		{ XPS_LOG_KERNEL_DROPS, XPS_LOG_WARNING, 0, 0, 0, "the kernel dropped a packet" },
 		{ XPS_LOG_READER_ERROR, XPS_LOG_WARNING, ENETDOWN, 0, 0, "Network is down" },
 	};
 	struct xps_log *log = xps_log_new();
@@ -45,6 +45,34 @@ static void test_each_kind_has_its_text_and_numbers(void)
 		CHECK_EQ(lines[0].level, cases[i].level);
 		CHECK(strstr(lines[0].text, cases[i].text));
 	}
+	xps_log_free(log);
+}
+
+static void test_text_is_a_line_and_cut_where_the_line_ends(void)
+{
+	struct xps_log *log = xps_log_new();
+	struct xps_log_line lines[2];
+	char text[400];
+
+	memset(text, 'x', sizeof(text));
+	text[sizeof(text) - 1] = 0;
+	xps_log_text(log, XPS_LOG_ERROR, "100 % of it");
+	xps_log_text(log, XPS_LOG_WARNING, text);
+	CHECK_EQ(take(log, lines, 2), 2);
+	CHECK_EQ(lines[0].level, XPS_LOG_ERROR);
+	CHECK(!strcmp(lines[0].text, "100 % of it"));
+	CHECK_EQ(strlen(lines[1].text), sizeof(lines[1].text) - 1);
+	xps_log_free(log);
+}
+
+static void test_texts_are_not_summed_up(void)
+{
+	struct xps_log *log = xps_log_new();
+	struct xps_log_line lines[64];
+
+	for (int i = 0; i < 50; i++)
+		xps_log_text(log, XPS_LOG_WARNING, "text");
+	CHECK_EQ(take(log, lines, 64), 50);
 	xps_log_free(log);
 }
 
@@ -278,6 +306,8 @@ static void test_no_event_of_several_threads_is_lost(void)
 int main(void)
 {
 	test_each_kind_has_its_text_and_numbers();
+	test_text_is_a_line_and_cut_where_the_line_ends();
+	test_texts_are_not_summed_up();
 	test_no_events_are_no_line();
 	test_lines_come_in_order_and_as_many_as_asked_for();
 	test_storm_becomes_few_lines_and_a_sum();

@@ -709,6 +709,30 @@ static void test_bad_datagrams_are_counted_once_each_whatever_blocks(void)
 	close_udp(&udp);
 }
 
+static uint64_t received_or_dropped(struct xps_stream *stream)
+{
+	return stat_of(stream, XPS_STAT_PACKETS) + stat_of(stream, XPS_STAT_UDP_KERNEL_DROPS);
+}
+
+static void test_kernel_drops_are_exact_though_no_datagram_follows(void)
+{
+	const struct xps_stream_config config = config_of(1);
+	const int none = 1;
+	struct udp udp = open_udp(&config, 9000);
+	struct xps_heap *heap;
+
+	setsockopt(udp.in, SOL_SOCKET, SO_RCVBUF, &none, sizeof(none));
+	for (uint64_t cnt = 0; cnt < 500; cnt++)
+		send_heap(&udp, cnt);
+	CHECK(stat_of(udp.stream, XPS_STAT_UDP_KERNEL_DROPS) > 0);
+	while (received_or_dropped(udp.stream) < 500)
+		if (xps_stream_pop(udp.stream, &heap, 1, 1) == 1)
+			xps_heap_free(heap);
+	xps_stream_stop(udp.stream);
+	CHECK_EQ(received_or_dropped(udp.stream), 500);
+	close_udp(&udp);
+}
+
 static void test_datagrams_of_max_size_are_taken_and_longer_ones_are_not(void)
 {
 	const struct xps_stream_config config = config_of(4);
@@ -933,6 +957,7 @@ int main(void)
 	test_datagrams_become_heaps();
 	test_blocked_udp_reader_goes_on_with_the_datagrams_in_its_hands();
 	test_bad_datagrams_are_counted_once_each_whatever_blocks();
+	test_kernel_drops_are_exact_though_no_datagram_follows();
 	test_datagrams_of_max_size_are_taken_and_longer_ones_are_not();
 	test_datagrams_that_the_kernel_glued_are_taken_apart();
 	test_users_socket_may_be_closed();

@@ -4,17 +4,23 @@ Make a :class:`Stream` on a :class:`xdpspead.ThreadPool`, add readers to it, and
 heaps. The names are those of ``spead2.recv``.
 """
 
+from typing import TypeAlias
+
+from .._rawitem import RawItem
 from . import stream_stat_indices
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
+from ._heap import _HeapBase as _HeapBase
 from ._reader import ReaderInfo
 from ._stats import StreamStatConfig, StreamStats
 from ._stream import Ringbuffer, Stream
+from ._stream import _Stream as _Stream
 from ._xdp import UdpXdpConfig, XdpError
 
 __all__ = [
     "Heap",
     "IncompleteHeap",
+    "RawItem",
     "ReaderInfo",
     "RingStreamConfig",
     "Ringbuffer",
@@ -26,3 +32,6 @@ __all__ = [
     "XdpError",
     "stream_stat_indices",
 ]
+
+# Names by which spead2's stubs know the base classes, for annotations.
+_RingStream: TypeAlias = _Stream  # noqa: PYI047

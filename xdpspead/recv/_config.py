@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any, ClassVar, Self
 
@@ -28,8 +29,23 @@ def count(name: str, value: Any, least: int = 0) -> int:
     return number
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool; strings and containers are no flags.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a bool, a number nor None.
+    """
+    if value is not None and not hasattr(type(value), "__bool__"):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
 class _Config:
-    """Attributes that can be given as keywords, each checked when it is set."""
+    """Attributes that can be given as keywords, each checked when it is set; no others."""
+
+    __slots__ = ()
 
     def _set(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -44,9 +60,7 @@ class _Config:
         return [n for n, v in vars(cls).items() if isinstance(v, property) and v.fset is not None]
 
     def _copy(self) -> Self:
-        copy = type(self).__new__(type(self))
-        copy.__dict__.update(self.__dict__)
-        return copy
+        return copy.copy(self)
 
     def __repr__(self) -> str:
         told = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._properties())
@@ -107,26 +121,53 @@ class StreamConfig(_Config):
     DEFAULT_MAX_HEAP_SIZE: ClassVar[int] = 1 << 32
     DEFAULT_MAX_ADDED_LATENCY: ClassVar[float] = 200e-6
 
-    def __init__(self, **kwargs: Any) -> None:
-        self._max_heaps = self.DEFAULT_MAX_HEAPS
-        self._substreams = 1
-        self._bug_compat = 0
-        self._memcpy = MEMCPY_STD
-        self._memory_allocator: MemoryAllocator | None = None
-        self._stop_on_stop_item = True
-        self._allow_unsized_heaps = True
-        self._allow_out_of_order = False
-        self._stream_id = 0
-        self._explicit_start = False
-        self._max_heap_size = self.DEFAULT_MAX_HEAP_SIZE
-        self._max_added_latency = self.DEFAULT_MAX_ADDED_LATENCY
-        self._custom_stats: list[StreamStatConfig] = []
-        self._set(kwargs)
+    __slots__ = (
+        "_allow_out_of_order",
+        "_allow_unsized_heaps",
+        "_bug_compat",
+        "_custom_stats",
+        "_explicit_start",
+        "_max_added_latency",
+        "_max_heap_size",
+        "_max_heaps",
+        "_memcpy",
+        "_memory_allocator",
+        "_stop_on_stop_item",
+        "_stream_id",
+        "_substreams",
+    )
 
-    def _copy(self) -> Self:
-        copy = super()._copy()
-        copy._custom_stats = list(self._custom_stats)
-        return copy
+    def __init__(
+        self,
+        *,
+        max_heaps: int = DEFAULT_MAX_HEAPS,
+        substreams: int = 1,
+        bug_compat: int = 0,
+        memcpy: int = MEMCPY_STD,
+        memory_allocator: MemoryAllocator | None = None,
+        stop_on_stop_item: bool = True,
+        allow_unsized_heaps: bool = True,
+        allow_out_of_order: bool = False,
+        stream_id: int = 0,
+        explicit_start: bool = False,
+        max_heap_size: int = DEFAULT_MAX_HEAP_SIZE,
+        max_added_latency: float = DEFAULT_MAX_ADDED_LATENCY,
+    ) -> None:
+        self.max_heaps = max_heaps
+        self.substreams = substreams
+        self.bug_compat = bug_compat
+        self.memcpy = memcpy
+        self._memory_allocator: MemoryAllocator | None = None
+        if memory_allocator is not None:
+            self.memory_allocator = memory_allocator
+        self.stop_on_stop_item = stop_on_stop_item
+        self.allow_unsized_heaps = allow_unsized_heaps
+        self.allow_out_of_order = allow_out_of_order
+        self.stream_id = stream_id
+        self.explicit_start = explicit_start
+        self.max_heap_size = max_heap_size
+        self.max_added_latency = max_added_latency
+        self._custom_stats: tuple[StreamStatConfig, ...] = ()  # never changed, so copies share it
 
     @property
     def max_heaps(self) -> int:
@@ -165,9 +206,10 @@ class StreamConfig(_Config):
 
     @memcpy.setter
     def memcpy(self, value: int) -> None:
-        if value not in (MEMCPY_STD, MEMCPY_NONTEMPORAL):
+        number = operator.index(value)
+        if number not in (MEMCPY_STD, MEMCPY_NONTEMPORAL):
             raise ValueError(f"Unknown memcpy function {value!r}")
-        self._memcpy = int(value)
+        self._memcpy = number
 
     @property
     def memory_allocator(self) -> MemoryAllocator:
@@ -189,7 +231,7 @@ class StreamConfig(_Config):
 
     @stop_on_stop_item.setter
     def stop_on_stop_item(self, value: bool) -> None:
-        self._stop_on_stop_item = bool(value)
+        self._stop_on_stop_item = flag("stop_on_stop_item", value)
 
     @property
     def allow_unsized_heaps(self) -> bool:
@@ -198,7 +240,7 @@ class StreamConfig(_Config):
 
     @allow_unsized_heaps.setter
     def allow_unsized_heaps(self, value: bool) -> None:
-        self._allow_unsized_heaps = bool(value)
+        self._allow_unsized_heaps = flag("allow_unsized_heaps", value)
 
     @property
     def allow_out_of_order(self) -> bool:
@@ -207,7 +249,7 @@ class StreamConfig(_Config):
 
     @allow_out_of_order.setter
     def allow_out_of_order(self, value: bool) -> None:
-        self._allow_out_of_order = bool(value)
+        self._allow_out_of_order = flag("allow_out_of_order", value)
 
     @property
     def stream_id(self) -> int:
@@ -225,7 +267,7 @@ class StreamConfig(_Config):
 
     @explicit_start.setter
     def explicit_start(self, value: bool) -> None:
-        self._explicit_start = bool(value)
+        self._explicit_start = flag("explicit_start", value)
 
     @property
     def max_heap_size(self) -> int:
@@ -267,7 +309,7 @@ class StreamConfig(_Config):
             raise ValueError(f"names that begin with xdpspead. are this package's own: {name}")
         if any(stat.name == name for stat in self.stats):
             raise ValueError(f"A statistic called {name} already exists")
-        self._custom_stats.append(StreamStatConfig(name, mode))
+        self._custom_stats = (*self._custom_stats, StreamStatConfig(name, mode))
         return self.next_stat_index() - 1
 
     def get_stat_index(self, name: str) -> int:
@@ -309,11 +351,18 @@ class RingStreamConfig(_Config):
 
     DEFAULT_HEAPS: ClassVar[int] = 4
 
-    def __init__(self, **kwargs: Any) -> None:
-        self._heaps = self.DEFAULT_HEAPS
-        self._contiguous_only = True
-        self._incomplete_keep_payload_ranges = False
-        self._set(kwargs)
+    __slots__ = ("_contiguous_only", "_heaps", "_incomplete_keep_payload_ranges")
+
+    def __init__(
+        self,
+        *,
+        heaps: int = DEFAULT_HEAPS,
+        contiguous_only: bool = True,
+        incomplete_keep_payload_ranges: bool = False,
+    ) -> None:
+        self.heaps = heaps
+        self.contiguous_only = contiguous_only
+        self.incomplete_keep_payload_ranges = incomplete_keep_payload_ranges
 
     @property
     def heaps(self) -> int:
@@ -331,7 +380,7 @@ class RingStreamConfig(_Config):
 
     @contiguous_only.setter
     def contiguous_only(self, value: bool) -> None:
-        self._contiguous_only = bool(value)
+        self._contiguous_only = flag("contiguous_only", value)
 
     @property
     def incomplete_keep_payload_ranges(self) -> bool:
@@ -340,4 +389,4 @@ class RingStreamConfig(_Config):
 
     @incomplete_keep_payload_ranges.setter
     def incomplete_keep_payload_ranges(self, value: bool) -> None:
-        self._incomplete_keep_payload_ranges = bool(value)
+        self._incomplete_keep_payload_ranges = flag("incomplete_keep_payload_ranges", value)

@@ -1,8 +1,17 @@
-"""What a reader of a stream is."""
+"""What a reader of a stream is, and how one comes about.
+
+Each transport has a function ``prepare`` which checks the arguments of its ``add_…_reader`` at once
+and returns a function that begins to read. The stream calls that now or, with ``explicit_start``,
+when it is started.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .. import _core
 
 
 @dataclass(frozen=True)
@@ -12,7 +21,7 @@ class ReaderInfo:
     Attributes
     ----------
     transport : str
-        ``"buffer"``, ``"udp"`` or ``"udp_xdp"``.
+        ``"buffer"``, ``"udp"``, ``"udp_xdp"``, ``"tcp"``, ``"pcap"`` or ``"inproc"``.
     endpoints : tuple of (str, int)
         Addresses and ports received, as bound.
     interface : str or None
@@ -34,3 +43,26 @@ class ReaderInfo:
     mode: str | None = None
     zero_copy: bool = False
     memory: int = 0
+
+
+#: Begins to read, and says which readers there are now.
+Begin: TypeAlias = Callable[[_core.Stream], list[ReaderInfo]]
+
+
+def bind_arguments(
+    names: tuple[str, ...], required: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Sort positional and keyword arguments of an overload into a dictionary."""
+    if len(args) > len(names):
+        raise TypeError(f"at most {len(names)} positional arguments: {', '.join(names)}")
+    bound = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in names:
+            raise TypeError(f"unexpected keyword argument {name!r}; known: {', '.join(names)}")
+        if name in bound:
+            raise TypeError(f"argument {name!r} was given twice")
+        bound[name] = value
+    missing = [name for name in names[:required] if name not in bound]
+    if missing:
+        raise TypeError(f"missing arguments: {', '.join(missing)}")
+    return bound

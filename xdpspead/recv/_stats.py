@@ -71,8 +71,8 @@ EXTRA_STATS: Final = _from_core(range(_core.N_CORE_STATS, _core.N_STATS))
 
 def _value(value: int) -> int:
     number = operator.index(value)
-    if number < 0:
-        raise TypeError(f"a statistic cannot be {number}")
+    if not 0 <= number < 1 << 64:
+        raise TypeError(f"a statistic must be from 0 to 2**64 - 1, not {number}")
     return number
 
 
@@ -130,7 +130,10 @@ class StreamStats:
 
     def get(self, name: str, default: Any = None, /) -> Any:
         """Return the statistic called `name`, or `default` if there is none."""
-        return self._values[self._index[name]] if name in self._index else default
+        return self._values[self._index[name]] if name in self else default
+
+    def __copy__(self) -> StreamStats:
+        return StreamStats(self._config, self._values)
 
     def items(self) -> Iterator[tuple[str, int]]:
         """Iterate over names and values."""

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket as socket_module
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, overload
 
 from .. import _core
-from .._errors import Empty, Stopped
-from .._log import LOGGER, core_log
+from .._errors import Empty, NotContiguousError, Stopped
+from .._inproc import InprocQueue
+from .._log import core_log
 from .._threads import ThreadPool
-from . import _udp
-from ._config import RingStreamConfig, StreamConfig, count
+from . import _pcap, _tcp, _udp, _xdp
+from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap, make_heap
-from ._reader import ReaderInfo
+from ._reader import Begin, ReaderInfo
 from ._stats import EXTRA_STATS, StreamStats
-from ._xdp import UdpXdpConfig, XdpError, open_reader, release_ports
+from ._xdp import UdpXdpConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,10 +34,6 @@ _ITERATION_BATCH: Final = 32
 
 
 _Ringbuffer: TypeAlias = "Ringbuffer"
-
-
-class NotContiguousError(ValueError, BufferError):
-    """A buffer's bytes do not stand one after the other in memory."""
 
 
 class Ringbuffer:
@@ -51,30 +51,13 @@ class Ringbuffer:
         return self._stream._ring_config.heaps
 
 
-def _bind_arguments(
-    names: tuple[str, ...], required: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Sort positional and keyword arguments of an overload into a dictionary."""
-    if len(args) > len(names):
-        raise TypeError(f"at most {len(names)} positional arguments: {', '.join(names)}")
-    bound = dict(zip(names, args, strict=False))
-    for name, value in kwargs.items():
-        if name not in names:
-            raise TypeError(f"unexpected keyword argument {name!r}; known: {', '.join(names)}")
-        if name in bound:
-            raise TypeError(f"argument {name!r} was given twice")
-        bound[name] = value
-    missing = [name for name in names[:required] if name not in bound]
-    if missing:
-        raise TypeError(f"missing arguments: {', '.join(missing)}")
-    return bound
-
-
 class _Stream:
     """What blocking and asynchronous streams share."""
 
-    DEFAULT_UDP_MAX_SIZE: ClassVar[int] = 9200
-    DEFAULT_UDP_BUFFER_SIZE: ClassVar[int] = 8 * 1024 * 1024
+    DEFAULT_UDP_MAX_SIZE: ClassVar[int] = _udp.DEFAULT_MAX_SIZE
+    DEFAULT_UDP_BUFFER_SIZE: ClassVar[int] = _udp.DEFAULT_BUFFER_SIZE
+    DEFAULT_TCP_MAX_SIZE: ClassVar[int] = _tcp.DEFAULT_MAX_SIZE
+    DEFAULT_TCP_BUFFER_SIZE: ClassVar[int] = _tcp.DEFAULT_BUFFER_SIZE
 
     Ringbuffer: ClassVar[type[Ringbuffer]] = Ringbuffer
 
@@ -96,10 +79,9 @@ class _Stream:
         self._stat_config = [*self._config.stats, *EXTRA_STATS]
         self._n_custom_stats = len(self._stat_config) - _core.N_STATS
         self._readers: list[ReaderInfo] = []
-        self._pending: list[Callable[[], None]] = []
-        self._joined: list[socket_module.socket] = []  # to multicast groups, for AF_XDP readers
+        self._pending: list[Begin] = []
+        self._joined = contextlib.ExitStack()  # sockets in multicast groups, for AF_XDP readers
         self._started = not self._config.explicit_start
-        self._popped: deque[_core.CHeap] = deque()
         self._batch = _ITERATION_BATCH
         self._reader_thread = 0
         self._core = _core.Stream(
@@ -120,24 +102,23 @@ class _Stream:
                 "keep_payload_ranges": self._ring_config.incomplete_keep_payload_ranges,
             },
         )
+        self._popped: deque[_core.CHeap] = self._core.leftover
 
     # -------------------------------------------------------------- readers
 
-    def _add(self, begin: Callable[[], ReaderInfo | None]) -> None:
+    def _add(self, begin: Begin) -> None:
         """Begin to read, now or when the stream is started."""
-
-        def run() -> None:
-            if not self._core.stopped:
-                info = begin()
-                if info is not None:
-                    self._readers.append(info)
-
-        if self._started:
-            if self._config.explicit_start:
-                raise RuntimeError("Cannot add readers after explicit start")
-            run()
+        if not self._started:
+            self._pending.append(begin)
+        elif self._config.explicit_start:
+            raise RuntimeError("Cannot add readers after explicit start")
         else:
-            self._pending.append(run)
+            self._begin(begin)
+
+    def _begin(self, begin: Begin) -> None:
+        self._core.require_own_process()
+        if not self._core.stopped:
+            self._readers += begin(self._core)
 
     def start(self) -> None:
         """Let the readers begin, if the configuration says `explicit_start`; else do nothing.
@@ -149,7 +130,7 @@ class _Stream:
         """
         self._started = True
         while self._pending:
-            self._pending.pop(0)()
+            self._begin(self._pending.pop(0))
 
     def add_buffer_reader(self, buffer: Buffer) -> None:
         """Read packets that stand back to back in memory; their end ends the stream.
@@ -169,9 +150,9 @@ class _Stream:
         if not view.c_contiguous:
             raise NotContiguousError("the buffer is not C-contiguous")
 
-        def begin() -> ReaderInfo:
-            self._core.add_buffer_reader(view)
-            return ReaderInfo("buffer", memory=view.nbytes)
+        def begin(stream: _core.Stream) -> list[ReaderInfo]:
+            stream.add_buffer_reader(view)
+            return [ReaderInfo("buffer", memory=view.nbytes)]
 
         self._add(begin)
 
@@ -197,8 +178,7 @@ class _Stream:
         port: int,
         max_size: int = ...,
         buffer_size: int = ...,
-        *,
-        interface_index: int,
+        interface_index: int = ...,
     ) -> None: ...
     def add_udp_reader(self, *args: Any, **kwargs: Any) -> None:
         """Read UDP datagrams.
@@ -206,14 +186,19 @@ class _Stream:
         Four forms, told apart by the first argument:
 
         - ``add_udp_reader(port, max_size, buffer_size, bind_hostname="")``: bind to the address of
-          `bind_hostname`, or to all. A multicast group is joined.
+          `bind_hostname`, or to all of IPv4; ``"::"`` is all of IPv4 and IPv6. A multicast group is
+          joined. Link-local addresses need a zone: ``"fe80::1%eth0"``.
         - ``add_udp_reader(socket, max_size)``: a bound socket, which is duplicated, so it may be
-          closed afterwards.
+          closed afterwards. Its options are left as they are, but for those that the stream needs
+          to receive, which are put back when the stream stops.
         - ``add_udp_reader(multicast_group, port, max_size, buffer_size, interface_address)``: join
           an IPv4 group on the interface with this address (empty: the system's choice). A unicast
           address will do too if it is that of the interface.
         - ``add_udp_reader(multicast_group, port, max_size, buffer_size, interface_index)``: join an
           IPv6 group on the interface with this index (0: the system's choice).
+
+        A group that is joined on a certain interface is received from that one alone, even if other
+        programs have joined it on another.
 
         Parameters
         ----------
@@ -227,88 +212,13 @@ class _Stream:
         ------
         TransportError
             If the address cannot be resolved, bound or joined.
+        ValueError
+            If `multicast_group` is of the wrong family, or neither a group nor the address of the
+            interface.
         TypeError
             If the arguments fit no form.
         """
-        first = args[0] if args else None
-        if isinstance(first, socket_module.socket) or "socket" in kwargs:
-            self._add_udp_socket(**_bind_arguments(("socket", "max_size"), 1, args, kwargs))
-        elif isinstance(first, str) or "multicast_group" in kwargs:
-            last = "interface_index" if "interface_index" in kwargs else "interface_address"
-            names = ("multicast_group", "port", "max_size", "buffer_size", last)
-            self._add_udp_multicast(**_bind_arguments(names, 2, args, kwargs))
-        else:
-            port_names = ("port", "max_size", "buffer_size", "bind_hostname")
-            self._add_udp_port(**_bind_arguments(port_names, 1, args, kwargs))
-
-    def _add_udp_socket(
-        self, socket: socket_module.socket, max_size: int = DEFAULT_UDP_MAX_SIZE
-    ) -> None:
-        if not isinstance(socket, socket_module.socket) or socket.type != socket_module.SOCK_DGRAM:
-            raise TypeError("not a datagram socket")
-        max_size = count("max_size", max_size)
-        duplicate = socket.dup()
-        self._add(lambda: self._read_socket(duplicate, max_size))
-
-    def _add_udp_port(
-        self,
-        port: int,
-        max_size: int = DEFAULT_UDP_MAX_SIZE,
-        buffer_size: int = DEFAULT_UDP_BUFFER_SIZE,
-        bind_hostname: str = "",
-    ) -> None:
-        port = _udp.port_number(port)
-        max_size = count("max_size", max_size)
-        buffer_size = count("buffer_size", buffer_size)
-        if not isinstance(bind_hostname, str):
-            raise TypeError(f"bind_hostname must be a str, not {bind_hostname!r}")
-        family, address = int(socket_module.AF_INET), ""
-        if bind_hostname:
-            family, address = _udp.resolve(bind_hostname)
-        self._add(
-            lambda: self._read_socket(
-                _udp.open_socket(family, address, port, buffer_size), max_size
-            )
-        )
-
-    def _add_udp_multicast(
-        self,
-        multicast_group: str,
-        port: int,
-        max_size: int = DEFAULT_UDP_MAX_SIZE,
-        buffer_size: int = DEFAULT_UDP_BUFFER_SIZE,
-        interface_address: str = "",
-        interface_index: int | None = None,
-    ) -> None:
-        port = _udp.port_number(port)
-        max_size = count("max_size", max_size)
-        buffer_size = count("buffer_size", buffer_size)
-        family = int(socket_module.AF_INET if interface_index is None else socket_module.AF_INET6)
-        address = _udp.resolve(multicast_group, family)[1]
-        interface: str | int = interface_address if interface_index is None else interface_index
-        if not _udp.is_multicast(address):
-            if interface_index is not None:
-                raise ValueError(f"endpoint {address} is not an IPv6 multicast address")
-            if interface and _udp.resolve(interface_address, family)[1] != address:
-                raise ValueError(
-                    f"endpoint {address} is not multicast and does not match interface address "
-                    f"{interface_address}"
-                )
-        self._add(
-            lambda: self._read_socket(
-                _udp.open_socket(family, address, port, buffer_size, interface), max_size
-            )
-        )
-
-    def _read_socket(self, sock: socket_module.socket, max_size: int) -> ReaderInfo:
-        """Read from the socket, which is closed: the core has a duplicate."""
-        with sock:
-            self._core.add_udp_reader(sock.fileno(), max_size)
-            return ReaderInfo(
-                "udp",
-                endpoints=(sock.getsockname()[:2],),
-                memory=sock.getsockopt(socket_module.SOL_SOCKET, socket_module.SO_RCVBUF),
-            )
+        self._add(_udp.prepare(args, kwargs))
 
     def add_udp_xdp_reader(self, config: UdpXdpConfig) -> None:
         """Receive UDP datagrams through AF_XDP, past the kernel's network stack.
@@ -325,31 +235,112 @@ class _Stream:
             With ``config.fallback`` that text is logged as a warning, and an ordinary UDP socket
             is read instead.
         """
-        if not isinstance(config, UdpXdpConfig):
-            raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
-        config = config._copy()
-        config._check()
-
-        def begin() -> ReaderInfo | None:
-            try:
-                return open_reader(self._core, config, self._joined)
-            except XdpError as error:
-                if not config.fallback:
-                    raise
-                LOGGER.warning("%s; reading ordinary UDP sockets instead", error)
-            for host, port in config.endpoints:
-                self._read_fallback(config, host, port)
-            return None
-
+        begin = _xdp.prepare(config, self._joined)
+        weakref.finalize(self, self._joined.close)
         self._add(begin)
 
-    def _read_fallback(self, config: UdpXdpConfig, host: str, port: int) -> None:
-        family, address = _udp.resolve(host)
-        interface: str | int = config.interface_address
-        if family == socket_module.AF_INET6:
-            interface = socket_module.if_nametoindex(config.interface) if config.interface else 0
-        sock = _udp.open_socket(family, address, port, config.buffer_size, interface)
-        self._readers.append(self._read_socket(sock, config.max_size))
+    @overload
+    def add_tcp_reader(
+        self, port: int, max_size: int = ..., buffer_size: int = ..., bind_hostname: str = ...
+    ) -> None: ...
+    @overload
+    def add_tcp_reader(self, acceptor: socket_module.socket, max_size: int = ...) -> None: ...
+    def add_tcp_reader(self, *args: Any, **kwargs: Any) -> None:
+        """Read packets from one TCP connection, which a sender opens.
+
+        Two forms, told apart by the first argument:
+
+        - ``add_tcp_reader(port, max_size, buffer_size, bind_hostname="")``: listen on the address
+          of `bind_hostname`, or on all.
+        - ``add_tcp_reader(acceptor, max_size)``: a listening socket, which is duplicated, so it may
+          be closed afterwards. It is set to not block.
+
+        It listens at once, also with ``explicit_start``. The first connection is taken, then no
+        more are. When the sender closes or resets the connection the stream ends.
+
+        Packets follow each other without gaps, and each tells its own length. Where a packet should
+        begin and none does, eight bytes are skipped, and eight more, until one does; so packets at
+        a distance that is no multiple of eight are not found again. A packet that announces more
+        than `max_size` bytes is skipped as a whole, without memory for it. If the announcement is
+        wrong, that may be all that comes until the connection ends. Every byte that was skipped is
+        counted in the statistic ``xdpspead.tcp_skipped_bytes``.
+
+        Parameters
+        ----------
+        max_size : int
+            Largest packet that is accepted, in bytes; larger ones are skipped, and counted.
+        buffer_size : int
+            Kernel buffer to ask for, in bytes; 0 for the system's default. If the system gives
+            less, a warning is logged.
+
+        Raises
+        ------
+        TransportError
+            If the address cannot be resolved or bound, the socket is not listening, or `max_size`
+            is 4 GiB or more.
+        TypeError
+            If the arguments fit neither form.
+        """
+        self._add(_tcp.prepare(args, kwargs, stopped=self._core.stopped))
+
+    def add_udp_pcap_file_reader(
+        self, filename: str | bytes | os.PathLike[str], filter: str = ""
+    ) -> None:
+        """Read the UDP datagrams of a capture file, as tcpdump and Wireshark write them.
+
+        pcap and pcapng with times in microseconds or nanoseconds, plain or compressed with gzip or
+        Zstandard. Link types: Ethernet with up to two VLAN tags, Linux "cooked" (SLL, SLL2), raw IP
+        and loopback. IPv4 with options, IPv6 with extension headers; fragments are put together.
+        The end of the file ends the stream, and if packets of it could not be used, a warning says
+        how many and why. A file that is cut short gives what it has, and a warning.
+
+        UDP checksums are not verified, because packets that were captured where they were sent do
+        not have them yet. For the same reason such a capture may hold several datagrams as one
+        packet that the device was to segment (GSO), and nothing in the file tells: it is counted
+        as ``xdpspead.long_packet``. Capture where they are received, or turn segmentation off.
+
+        Parameters
+        ----------
+        filename : str, bytes or os.PathLike
+            A regular file.
+        filter : str
+            An expression in the language of `pcap-filter(7)`, to take a part of the file only, for
+            example ``"dst 239.1.2.3 and udp port 7148"``. It sees packets as they were captured:
+            those in a VLAN need the word ``vlan``, and of fragments only the first has ports.
+
+        Raises
+        ------
+        TransportError
+            If the file cannot be read or is no capture file, if the filter is wrong, or if this
+            build has no libpcap (see :data:`xdpspead.features`).
+        ValueError
+            If there is a null byte in the name or the filter.
+        """
+        self._add(_pcap.prepare(filename, filter, stopped=self._core.stopped))
+
+    def add_inproc_reader(self, queue: InprocQueue) -> None:
+        """Read packets that this process puts into a queue; its end ends the stream.
+
+        Parameters
+        ----------
+        queue : xdpspead.InprocQueue
+            The queue. Of several streams that read one queue each gets some of the packets.
+
+        Raises
+        ------
+        TypeError
+            If it is no queue.
+        TransportError
+            If the process has too many descriptors open.
+        """
+        if not isinstance(queue, InprocQueue):
+            raise TypeError(f"queue must be an InprocQueue, not {queue!r}")
+
+        def begin(stream: _core.Stream) -> list[ReaderInfo]:
+            stream.add_inproc_reader(queue._core)
+            return [ReaderInfo("inproc")]
+
+        self._add(begin)
 
     # -------------------------------------------------------------- heaps
 
@@ -394,10 +385,9 @@ class _Stream:
         """
         self._pending.clear()
         self._core.stop()
-        while self._joined:
-            self._joined.pop().close()
+        self._joined.close()
         if any(reader.transport == "udp_xdp" for reader in self._readers):
-            release_ports()
+            _xdp.release_ports()
 
     @property
     def readers(self) -> list[ReaderInfo]:
@@ -467,6 +457,18 @@ class Stream(_Stream):
         How heaps are put together. A copy is kept.
     ring_config : RingStreamConfig, optional
         How they wait for the user. A copy is kept.
+
+    Raises
+    ------
+    RuntimeError
+        If the thread pool has been stopped, or belongs to another process.
+
+    Notes
+    -----
+    A stream that is dropped is stopped, and so are all when the interpreter exits. A stream belongs
+    to the process that made it: in a forked child it raises RuntimeError when it is used, and does
+    nothing when it is stopped or dropped. As long as the child lives, so do its copies of the
+    stream's sockets, and UDP and TCP ports stay taken.
     """
 
     def get(self) -> Heap | IncompleteHeap:

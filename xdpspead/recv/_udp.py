@@ -1,129 +1,134 @@
-"""UDP sockets for readers: resolve, bind, join multicast groups, ask for buffer space."""
+"""UDP sockets."""
 
 from __future__ import annotations
 
-import ipaddress
-import socket
+import contextlib
+import socket as socket_module
 from typing import Any, Final
 
-from .._errors import TransportError
-from .._log import LOGGER
+from .. import _core
+from . import _sockets
+from ._config import count
+from ._reader import Begin, ReaderInfo, bind_arguments
 
-# linux/socket.h; Python knows neither name.
-_SO_RCVBUFFORCE: Final = 33
-
-
-def port_number(value: Any) -> int:
-    """Return `value` as a UDP port.
-
-    Raises
-    ------
-    TypeError
-        If it is no integer from 0 to 65535.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"a port must be an integer, not {value!r}")
-    port = int(value.__index__())
-    if not 0 <= port <= 65535:
-        raise TypeError(f"a port must be from 0 to 65535, not {port}")
-    return port
+DEFAULT_MAX_SIZE: Final = 9200
+DEFAULT_BUFFER_SIZE: Final = 8 * 1024 * 1024
 
 
-def resolve(host: str, family: int = socket.AF_UNSPEC) -> tuple[int, str]:
-    """Return family and first address of a host name or address.
-
-    Raises
-    ------
-    TransportError
-        If there is none.
-    """
-    try:
-        found = socket.getaddrinfo(host, None, family, socket.SOCK_DGRAM)
-    except OSError as error:
-        raise TransportError(error.errno or 0, f"resolve: {host!r}: {error}", "resolve") from None
-    return found[0][0], str(found[0][4][0])
-
-
-def is_multicast(address: str) -> bool:
-    """Return whether an address is that of a multicast group."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_multicast
+def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Begin:
+    """Choose the form of ``add_udp_reader`` that the arguments fit, and check them."""
+    first = args[0] if args else None
+    if isinstance(first, socket_module.socket) or "socket" in kwargs:
+        return _from_socket(**bind_arguments(("socket", "max_size"), 1, args, kwargs))
+    if isinstance(first, str) or "multicast_group" in kwargs:
+        index = "interface_index" in kwargs or (len(args) == 5 and not isinstance(args[4], str))
+        last = "interface_index" if index else "interface_address"
+        names = ("multicast_group", "port", "max_size", "buffer_size", last)
+        return _from_group(**bind_arguments(names, 2, args, kwargs))
+    port_names = ("port", "max_size", "buffer_size", "bind_hostname")
+    return _from_port(**bind_arguments(port_names, 1, args, kwargs))
 
 
-def set_buffer_size(sock: socket.socket, size: int) -> None:
-    """Ask the kernel for room for `size` bytes; warn if there is less. 0 asks for nothing."""
-    if not size:
-        return
-    # With CAP_NET_ADMIN the system's limit does not hold.
-    for option in (_SO_RCVBUFFORCE, socket.SO_RCVBUF):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, option, min(size, 0x3FFFFFFF))
-        except OSError:
-            continue
-        # The kernel doubles the number, for its own bookkeeping, and tells the doubled one.
-        got = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-        if got >= size:
-            return
-    got = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-    LOGGER.warning(
-        "requested socket buffer size %d but only received %d: raise the limit with "
-        "`sysctl -w net.core.rmem_max=%d`",
-        size,
-        got,
-        size,
-    )
+def _from_socket(socket: socket_module.socket, max_size: int = DEFAULT_MAX_SIZE) -> Begin:
+    if not isinstance(socket, socket_module.socket) or socket.type != socket_module.SOCK_DGRAM:
+        raise TypeError("not a datagram socket")
+    max_size = count("max_size", max_size)
+    duplicate = socket.dup()
+    return _sockets.closing(lambda stream: [read(stream, duplicate, max_size)], duplicate)
 
 
-def _join(sock: socket.socket, family: int, group: str, interface: str | int) -> None:
-    packed = socket.inet_pton(family, group.partition("%")[0])
-    if family == socket.AF_INET6:
-        membership = packed + int(interface or 0).to_bytes(4, "little")
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
-    else:
-        address = resolve(str(interface), socket.AF_INET)[1] if interface else "0.0.0.0"
-        sock.setsockopt(
-            socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, packed + socket.inet_aton(address)
+def _from_port(
+    port: int,
+    max_size: int = DEFAULT_MAX_SIZE,
+    buffer_size: int = DEFAULT_BUFFER_SIZE,
+    bind_hostname: str = "",
+) -> Begin:
+    port = _sockets.port_number(port)
+    max_size = count("max_size", max_size)
+    buffer_size = count("buffer_size", buffer_size)
+    if not isinstance(bind_hostname, str):
+        raise TypeError(f"bind_hostname must be a str, not {bind_hostname!r}")
+    family, address = int(socket_module.AF_INET), ""
+    if bind_hostname:
+        family, address = _sockets.resolve(bind_hostname)
+
+    def begin(stream: _core.Stream) -> list[ReaderInfo]:
+        sock = _sockets.open_socket(family, address, port, buffer_size)
+        return [read(stream, sock, max_size)]
+
+    return begin
+
+
+def _is_address(host: str, family: int) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(socket_module.inet_pton(family, host.partition("%")[0]))
+    return False
+
+
+def _resolve_group4(group: str, interface_address: str) -> str:
+    """Return the address of an IPv4 group, or of the interface itself."""
+    if not isinstance(interface_address, str):
+        raise TypeError(f"interface_address must be a str, not {interface_address!r}")
+    if _is_address(group, socket_module.AF_INET6):
+        raise ValueError(
+            f"endpoint {group} is not an IPv4 address: groups of IPv6 are joined with "
+            "interface_index (0: the system's choice of interface)"
         )
+    address = _sockets.resolve(group, socket_module.AF_INET)[1]
+    if not _sockets.is_multicast(address) and (
+        not interface_address
+        or _sockets.resolve(interface_address, socket_module.AF_INET)[1] != address
+    ):
+        raise ValueError(
+            f"endpoint {address} is not multicast and does not match interface address "
+            f"{interface_address!r}: bind to an address with bind_hostname"
+        )
+    return address
 
 
-def open_socket(
-    family: int, address: str, port: int, buffer_size: int, interface: str | int = ""
-) -> socket.socket:
-    """Return a socket bound to `address` and `port`, which has joined it if it is multicast.
+def _resolve_group6(group: str) -> str:
+    if _is_address(group, socket_module.AF_INET):
+        raise ValueError(f"endpoint {group} is not an IPv6 multicast address")
+    address = _sockets.resolve(group, socket_module.AF_INET6)[1]
+    if not _sockets.is_multicast(address):
+        raise ValueError(f"endpoint {address} is not an IPv6 multicast address")
+    return address
 
-    Parameters
-    ----------
-    family : int
-        ``socket.AF_INET`` or ``socket.AF_INET6``.
-    address : str
-        Address to bind to; empty for all.
-    port : int
-        UDP port.
-    buffer_size : int
-        Bytes of kernel buffer to ask for; 0 for the system's default.
-    interface : str or int
-        IPv4 address or IPv6 index of the interface on which to join; empty or 0 for the system's
-        choice.
 
-    Raises
-    ------
-    TransportError
-        If one of the steps fails.
-    """
-    step = "create socket"
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        set_buffer_size(sock, buffer_size)
-        multicast = bool(address) and is_multicast(address)
-        if multicast:
-            # Several programs on one machine may receive one group.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        step = "bind"
-        sock.bind((address, port))
-        if multicast:
-            step = "join multicast group"
-            _join(sock, family, address, interface)
-    except OSError as error:
-        sock.close()
-        where = f"{address or 'any address'} port {port}"
-        raise TransportError(error.errno or 0, f"{step}: {where}: {error.strerror}", step) from None
-    return sock
+def _from_group(
+    multicast_group: str,
+    port: int,
+    max_size: int = DEFAULT_MAX_SIZE,
+    buffer_size: int = DEFAULT_BUFFER_SIZE,
+    interface_address: str = "",
+    interface_index: int | None = None,
+) -> Begin:
+    port = _sockets.port_number(port)
+    max_size = count("max_size", max_size)
+    buffer_size = count("buffer_size", buffer_size)
+    interface: str | int
+    if not isinstance(multicast_group, str):
+        raise TypeError(f"multicast_group must be a str, not {multicast_group!r}")
+    if interface_index is None:
+        family, interface = socket_module.AF_INET, interface_address
+        address = _resolve_group4(multicast_group, interface_address)
+    else:
+        family, interface = socket_module.AF_INET6, _sockets.interface_number(interface_index)
+        address = _resolve_group6(multicast_group)
+
+    def begin(stream: _core.Stream) -> list[ReaderInfo]:
+        sock = _sockets.open_socket(family, address, port, buffer_size, interface)
+        return [read(stream, sock, max_size)]
+
+    return begin
+
+
+def read(stream: _core.Stream, sock: socket_module.socket, max_size: int) -> ReaderInfo:
+    """Read from the socket, which is closed: the core has a duplicate."""
+    with sock:
+        stream.add_udp_reader(sock.fileno(), max_size)
+        return ReaderInfo(
+            "udp",
+            endpoints=(sock.getsockname()[:2],),
+            memory=sock.getsockopt(socket_module.SOL_SOCKET, socket_module.SO_RCVBUF),
+        )

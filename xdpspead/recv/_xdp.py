@@ -8,6 +8,7 @@ one program.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -19,9 +20,10 @@ from typing import Any, ClassVar, Final
 
 from .. import _core
 from .._errors import TransportError
-from . import _udp
+from .._log import LOGGER
+from . import _sockets, _udp
 from ._config import _Config, count
-from ._reader import ReaderInfo
+from ._reader import Begin, ReaderInfo
 
 _MODES: Final = ("auto", "native", "generic")
 
@@ -81,6 +83,19 @@ class UdpXdpConfig(_Config):
     DEFAULT_MAX_SIZE: ClassVar[int] = 9200
     DEFAULT_MAX_POLL: ClassVar[int] = 0
 
+    __slots__ = (
+        "_buffer_size",
+        "_endpoints",
+        "_fallback",
+        "_interface",
+        "_interface_address",
+        "_max_poll",
+        "_max_size",
+        "_mode",
+        "_queues",
+        "_zero_copy",
+    )
+
     def __init__(self, **kwargs: Any) -> None:
         self._endpoints: list[tuple[str, int]] = []
         self._interface = ""
@@ -108,7 +123,7 @@ class UdpXdpConfig(_Config):
             host, port = endpoint
             if not isinstance(host, str):
                 raise TypeError(f"the host of an endpoint is a str, not {host!r}")
-            endpoints.append((host, _udp.port_number(port)))
+            endpoints.append((host, _sockets.port_number(port)))
         self._endpoints = endpoints
 
     @property
@@ -273,7 +288,7 @@ def _find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> _Interfac
             there = ", ".join(sorted(link.get("IFLA_IFNAME") for link in netlink.get_links()))
             what += f"; there are: {there}"
         elif config.interface_address:
-            address = _udp.resolve(config.interface_address)[1]
+            address = _sockets.resolve(config.interface_address)[1]
             index = _find_by_address(netlink, [address])
             what = f"no interface has the address {config.interface_address}"
         else:
@@ -304,8 +319,23 @@ def _check_queues(config: UdpXdpConfig, interface: _Interface) -> list[int]:
 
 # ------------------------------------------------------------------ ports
 
+#: Held while a reader is opened. Who only has to tidy up, as when a signal's handler or a finalizer
+#: stops a stream in the middle of that, must not wait for it: see release_ports().
 _lock = threading.Lock()
 _ports: dict[tuple[int, int], _core.XdpPort] = {}
+_stale = False
+
+
+def _forget_parent() -> None:
+    """Begin anew in a forked child: interfaces, and who has the lock, are its parent's."""
+    global _lock
+    _lock = threading.Lock()
+    for port in _ports.values():
+        port.forget()
+    _ports.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parent)
 
 
 def _open_port(config: UdpXdpConfig, interface: _Interface) -> _core.XdpPort:
@@ -338,31 +368,38 @@ def _forget_unused() -> None:
 
 def release_ports() -> None:
     """Forget the ports that no reader uses any more, and with them their programs and maps."""
-    with _lock:
-        _forget_unused()
+    global _stale
+    _stale = True
+    # Whoever has the lock now looks once more when it is free.
+    while _stale and _lock.acquire(blocking=False):
+        try:
+            _stale = False
+            _forget_unused()
+        finally:
+            _lock.release()
 
 
 # ------------------------------------------------------------------ readers
 
 
-def join_groups(endpoints: Sequence[tuple[int, bytes, int]], index: int) -> list[socket.socket]:
-    """Join the multicast groups among the endpoints; they stay joined while the sockets live.
+def join_groups(
+    endpoints: Sequence[tuple[int, bytes, int]], index: int, sockets: contextlib.ExitStack
+) -> None:
+    """Join the multicast groups among the endpoints, with new `sockets`, until those are closed.
 
     AF_XDP cannot join groups: the kernel must, so that it answers queries and the device and the
     switch let the packets through.
     """
-    sockets = []
     for family in (socket.AF_INET, socket.AF_INET6):
         version = 4 if family == socket.AF_INET else 6
         groups = {
             address
             for found, address, _ in endpoints
-            if found == version and _udp.is_multicast(socket.inet_ntop(family, address))
+            if found == version and _sockets.is_multicast(socket.inet_ntop(family, address))
         }
         if not groups:
             continue
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        sockets.append(sock)
+        sock = sockets.enter_context(socket.socket(family, socket.SOCK_DGRAM))
         for group in groups:
             if version == 4:
                 membership = struct.pack("4s4si", group, b"\0" * 4, index)
@@ -370,31 +407,67 @@ def join_groups(endpoints: Sequence[tuple[int, bytes, int]], index: int) -> list
             else:
                 membership = struct.pack("16si", group, index)
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
-    return sockets
 
 
 def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
     endpoints = []
     for host, port in config.endpoints:
-        family, address = _udp.resolve(host)
+        family, address = _sockets.resolve(host)
         packed = socket.inet_pton(family, address.partition("%")[0])
         endpoints.append((4 if family == socket.AF_INET else 6, packed, port))
     return endpoints
 
 
+def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
+    """Check the configuration of an AF_XDP reader.
+
+    `joined` will hold the sockets that joined multicast groups for it.
+    """
+    if not isinstance(config, UdpXdpConfig):
+        raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
+    config = config._copy()
+    config._check()
+
+    def begin(stream: _core.Stream) -> list[ReaderInfo]:
+        try:
+            info = open_reader(stream, config, joined)
+        except XdpError as error:
+            if not config.fallback:
+                raise
+            LOGGER.warning("%s; reading ordinary UDP sockets instead", error)
+            return [_read_fallback(stream, config, *endpoint) for endpoint in config.endpoints]
+        return [] if info is None else [info]
+
+    return begin
+
+
+def _read_fallback(stream: _core.Stream, config: UdpXdpConfig, host: str, port: int) -> ReaderInfo:
+    family, address = _sockets.resolve(host)
+    interface: str | int = config.interface_address if family == socket.AF_INET else 0
+    if config.interface:
+        try:
+            interface = socket.if_nametoindex(config.interface)
+        except OSError as error:
+            text = f"find interface: no interface is called {config.interface!r}"
+            raise TransportError(error.errno or 0, text, "find interface") from None
+    sock = _sockets.open_socket(family, address, port, config.buffer_size, interface)
+    return _udp.read(stream, sock, config.max_size)
+
+
 def open_reader(
-    stream: _core.Stream, config: UdpXdpConfig, joined: list[socket.socket]
+    stream: _core.Stream, config: UdpXdpConfig, joined: contextlib.ExitStack
 ) -> ReaderInfo | None:
     """Add an AF_XDP reader to the stream and tell what it is; None if the stream has stopped.
 
-    Sockets that have joined the endpoints' multicast groups are appended to `joined`; the groups
-    are received as long as they are open.
+    Sockets that have joined the endpoints' multicast groups are put into `joined`; the groups are
+    received as long as they are open.
 
     Raises
     ------
     XdpError
         If that cannot be done; nothing is left behind.
     """
+    groups = contextlib.ExitStack()
     try:
         endpoints = _resolve(config)
         addresses = [
@@ -405,7 +478,7 @@ def open_reader(
         queues = _check_queues(config, interface)
         with _lock:
             port = _open_port(config, interface)
-            joined += join_groups(endpoints, interface.index)
+            join_groups(endpoints, interface.index, groups)
             obtained = stream.add_xdp_reader(
                 port,
                 endpoints,
@@ -415,13 +488,18 @@ def open_reader(
                 config.zero_copy,
                 config.max_poll,
             )
+        if obtained is not None:
+            joined.push(groups.pop_all())
+            if stream.stopped:  # meanwhile, and maybe before it could see the sockets
+                joined.close()
     except XdpError:
-        release_ports()
         raise
     except OSError as error:
-        release_ports()
         step = getattr(error, "step", "")
         raise XdpError(error.errno or 0, str(error), step) from None
+    finally:
+        groups.close()
+        release_ports()
     if obtained is None:
         return None
     return ReaderInfo(
