@@ -5,6 +5,7 @@
 #   make test    C and Python tests; those of AF_XDP as root
 #   make bench   compare with spead2 and with memcpy (see tests/bench/)
 #   make lint    style, types and warnings
+#   make docs    the manual, as web pages
 #   make clean   remove what the others made
 
 SHELL := /bin/sh
@@ -24,7 +25,7 @@ endif
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test bench lint docs clean
 
 setup:
 	@.ci/setup
@@ -44,6 +45,11 @@ bench:
 lint:
 	@.ci/setup dev
 	@.ci/lint
+
+docs:
+	@.ci/setup docs
+	$(AS_OWNER) sphinx-build -q -n -W --keep-going -d $(BUILD)-docs/cache docs $(BUILD)-docs/html
+	@echo "the manual: $(BUILD)-docs/html/index.html"
 
 clean:
 	rm -rf $(BUILD) $(BUILD)-* $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
