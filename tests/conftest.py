@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ os.environ.setdefault(
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Who is started in the background by a shell ignores Ctrl-C, and so would the children whose
+    # answer to it is tested.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # pytest captures sys.stderr from here on; the watchdog needs the true one.
     global _stderr
     _stderr = os.fdopen(os.dup(2), "w")

@@ -368,6 +368,7 @@ def serve() -> None:
                 return
             pid = os.fork()
             if pid == 0:
+                os.setpgid(0, 0)
                 break
             for fd in fds:
                 os.close(fd)

@@ -8,6 +8,7 @@ ignored) and with the expected output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -98,6 +99,8 @@ class Nursery:
                 os.kill(pid, signal.SIGABRT)  # faulthandler tells where every thread was
                 self._socket.recv(100)
                 status = -signal.SIGABRT
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)  # its children
             for file in (out, err):
                 file.seek(0)
             return _check(status, out.read().decode(), err.read().decode())
@@ -639,7 +642,7 @@ def test_pool_is_dropped_while_its_streams_run(over):
     scene = """
     pool = sp.ThreadPool(2)
     streams = [new_stream(heaps=4, pool=pool) for _ in range(2)]
-    sources = [flood(streams[0], 1), full(streams[1])]
+    sources = [full(streams[0]), flood(streams[1], 1)]  # in this order: they may share buffers
     del pool
     gc.collect()
     print([next_heap(stream).cnt for stream in streams])
