@@ -9,6 +9,7 @@ proven to state the truth; tests of our own additions carry the mark ``ours`` an
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import select
@@ -190,9 +191,17 @@ def payload(heap: Any) -> bytes:
     return value
 
 
-def free_port(family: int = socket.AF_INET) -> int:
-    """Return a UDP port that nobody uses at the moment."""
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+def has_ipv6() -> bool:
+    """Return whether this machine has the loopback address of IPv6."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+def free_port(family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> int:
+    """Return a port, of UDP unless told otherwise, that nobody uses at the moment."""
+    with socket.socket(family, kind) as sock:
         sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
         return int(sock.getsockname()[1])
 

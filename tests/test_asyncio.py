@@ -307,7 +307,7 @@ def test_iteration_with_slow_work_lets_others_run_between_any_two_heaps():
         task = asyncio.ensure_future(other())
         async for heap in fed.stream:
             trace.append(heap.cnt)
-            time.sleep(0.003)
+            time.sleep(0.003)  # work of the user, longer than a turn may take
         task.cancel()
         for cnt in range(19):
             assert "other" in trace[trace.index(cnt) : trace.index(cnt + 1)]
@@ -609,7 +609,7 @@ def test_storm_of_timeouts_loses_no_heap_and_changes_no_order(how, n_consumers):
             slow = random.Random(1)
             while fed.sent < total:
                 fed.send(slow.choice([1, 1, 2, 20]))
-                time.sleep(slow.choice([0, 0.0001, 0.0003]))
+                time.sleep(slow.choice([0, 0.0001, 0.0003]))  # so that waiting and ready mix
             fed.queue.stop()
 
         in_thread(feed)
@@ -877,7 +877,7 @@ def test_loops_in_several_threads_share_the_heaps():
     threads = [in_thread(lambda i=i: consume(got[i], i != 1)) for i in range(3)]
     for _ in range(50):
         fed.send(40)
-        time.sleep(0.0005)
+        time.sleep(0.0005)  # so that the loops get to wait in between
     fed.queue.stop()
     for thread in threads:
         thread.join(DEADLINE)

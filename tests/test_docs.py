@@ -166,12 +166,11 @@ def eth1() -> Iterator[VethLab]:
 
 
 SEND = """
-import sys, time, numpy as np, sender
+import sys, numpy as np, sender
 host, port, interface = sys.argv[1:]
 for cnt in range(1, 4):
     packets = sender.heap(cnt, samples=np.arange(2000), gain=2.5)
     sender.send_udp(host, int(port), packets, interface)
-time.sleep(0.2)
 sender.send_udp(host, int(port), sender.stop(), interface)
 """
 

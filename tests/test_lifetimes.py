@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from target import OURS, Sender, new_stream, sp
+from target import OURS, Sender, sp
 
 #: A child that takes longer hangs.
 CHILD_DEADLINE = 60.0
@@ -131,22 +131,8 @@ def lab() -> Iterator[Any]:
 
 
 def _skip_unless_built(transport: str) -> None:
-    stream = new_stream()
-    try:
-        if transport == "tcp":
-            with Sender(9).socket as sock, pytest.raises((TypeError, OSError, ValueError)):
-                stream.add_tcp_reader(sock)  # refused: it is a datagram socket
-        elif transport == "inproc":
-            stream.add_inproc_reader(sp.InprocQueue())
-        elif transport == "pcap":
-            if OURS and not sp.features.pcap:
-                pytest.skip(str(sp.features.pcap))
-            with pytest.raises((OSError, RuntimeError)):
-                stream.add_udp_pcap_file_reader("/nonexistent")
-    except NotImplementedError:
-        pytest.skip(f"{transport} readers are not built")
-    finally:
-        stream.stop()
+    if transport == "pcap" and OURS and not sp.features.pcap:
+        pytest.skip(str(sp.features.pcap))  # libpcap is an option of the build
 
 
 TRANSPORTS = [

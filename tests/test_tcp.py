@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import target
 from target import (
     DEADLINE,
     LOGGER,
     OURS,
     drain,
+    has_ipv6,
     in_thread,
     new_stream,
     next_heap,
@@ -38,13 +40,6 @@ from wire import Packet, imm, join, pattern, simple_heap, stop_packet
 
 #: Bytes of a connection that are in no packet that could be decoded.
 SKIPPED = "xdpspead.tcp_skipped_bytes"
-
-
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
-        sock.bind(("::1", 0))
-        return True
-    return False
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 address ::1 on this machine")
@@ -62,11 +57,8 @@ def port():
     return free_port()
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that nobody uses at the moment."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+def free_port(family: int = socket.AF_INET) -> int:
+    return target.free_port(family, socket.SOCK_STREAM)
 
 
 def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
@@ -149,7 +141,7 @@ def test_bind_hostname_chooses_the_address(stream, port):
 
 @needs_ipv6
 def test_ipv6_address(stream):
-    port = free_port("::1")
+    port = free_port(socket.AF_INET6)
     stream.add_tcp_reader(port, bind_hostname="::1")
     with connect(port, "::1") as sock:
         assert_receives(stream, sock)

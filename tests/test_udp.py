@@ -21,6 +21,7 @@ from target import (
     Sender,
     drain,
     free_port,
+    has_ipv6,
     in_thread,
     new_stream,
     next_heap,
@@ -39,13 +40,6 @@ from wire import Packet, addr, pattern, simple_heap, stop_packet
 #: From the kernel's headers; Python's socket module does not know them.
 UDP_SEGMENT = 103
 SO_TIMESTAMPNS = 35
-
-
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        sock.bind(("::1", 0))
-        return True
-    return False
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 address ::1 on this machine")

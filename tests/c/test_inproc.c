@@ -12,6 +12,7 @@
 #include "memory.h"
 #include "packets.h"
 #include "pool.h"
+#include "streams.h"
 #include "xdpspead.h"
 
 enum { BYTES = 40, PARTS = 4, PRODUCERS = 3 };
@@ -87,14 +88,6 @@ static void add_stop_item(struct xps_inproc_queue *queue)
 	CHECK_EQ(add(queue, &(struct spec){ .cnt = 1 << 30, .items = &stop, .n_items = 1 }), 0);
 }
 
-static uint64_t stat_of(struct xps_stream *stream, enum xps_stat stat)
-{
-	uint64_t stats[XPS_N_STATS];
-
-	xps_stream_stats(stream, stats);
-	return stats[stat];
-}
-
 static void check_heap(const struct xps_heap *heap)
 {
 	CHECK_EQ(heap->size, BYTES);
@@ -110,13 +103,6 @@ static void pop(struct xps_stream *stream, uint64_t cnt)
 	CHECK_EQ(heap->cnt, cnt);
 	check_heap(heap);
 	xps_heap_free(heap);
-}
-
-static void check_ended(struct xps_stream *stream)
-{
-	struct xps_heap *heap;
-
-	CHECK_EQ(xps_stream_pop(stream, &heap, 1, DEADLINE_MS), -EPIPE);
 }
 
 /* ---------------------------------------------------------------- one stream */

@@ -12,6 +12,7 @@
 #include "memory.h"
 #include "packets.h"
 #include "pool.h"
+#include "streams.h"
 #include "xdpspead.h"
 
 #ifndef UDP_SEGMENT
@@ -52,14 +53,6 @@ static struct xps_stream *new_stream(struct xps_pool *pool, const struct xps_str
 	return stream;
 }
 
-static uint64_t stat_of(struct xps_stream *stream, enum xps_stat stat)
-{
-	uint64_t stats[XPS_N_STATS];
-
-	xps_stream_stats(stream, stats);
-	return stats[stat];
-}
-
 /* Pop this heap, whole. */
 static void pop(struct xps_stream *stream, uint64_t cnt)
 {
@@ -71,14 +64,6 @@ static void pop(struct xps_stream *stream, uint64_t cnt)
 	for (uint64_t i = 0; i < heap->size; i++)
 		CHECK_EQ(heap->payload[i], pattern(cnt, i));
 	xps_heap_free(heap);
-}
-
-static void check_ended(struct xps_stream *stream)
-{
-	struct xps_heap *heap;
-
-	CHECK_EQ(xps_stream_pop(stream, &heap, 1, DEADLINE_MS), -EPIPE);
-	CHECK(xps_stream_stopped(stream));
 }
 
 /* ---------------------------------------------------------------- packets in memory */
