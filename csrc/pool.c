@@ -65,13 +65,18 @@ struct xps_pool {
 
 /* ---------------------------------------------------------------- watches */
 
+static int ask_epoll(struct xps_loop *loop, struct xps_watch *watch)
+{
+	struct epoll_event event = { .events = watch->writable ? EPOLLOUT : EPOLLIN, .data.ptr = watch };
+
+	return epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, watch->fd, &event);
+}
+
 int xps_loop_add(struct xps_loop *loop, struct xps_watch *watch)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = watch };
-
 	watch->muted = watch->queued = watch->timed = false;
 	watch->added = true;
-	if (watch->fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, watch->fd, &event) < 0) {
+	if (watch->fd >= 0 && ask_epoll(loop, watch) < 0) {
 		watch->added = false;
 		return -errno;
 	}
@@ -133,12 +138,10 @@ void xps_loop_mute(struct xps_loop *loop, struct xps_watch *watch)
 
 void xps_loop_unmute(struct xps_loop *loop, struct xps_watch *watch)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = watch };
-
 	if (!watch->muted || !watch->added)
 		return;
 	watch->muted = false;
-	epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, watch->fd, &event);
+	ask_epoll(loop, watch);
 }
 
 void xps_loop_again(struct xps_loop *loop, struct xps_watch *watch)

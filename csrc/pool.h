@@ -15,8 +15,9 @@
 struct xps_loop;
 
 struct xps_watch {
-	int fd;                                 /* -1: only ever called by xps_loop_again() */
-	void (*ready)(struct xps_watch *watch); /* called when fd is readable, or as asked */
+	int fd;                                 /* -1: only ever called by xps_loop_again() or xps_loop_after() */
+	bool writable;                          /* wait for fd to be writable, instead of readable */
+	void (*ready)(struct xps_watch *watch); /* called when fd is ready, or as asked */
 
 	/* the loop's */
 	bool added, muted, queued, timed;
