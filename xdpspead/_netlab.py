@@ -342,6 +342,7 @@ class VethLab:
             loopback = netlink.link_lookup(ifname="lo")[0]
             link = netlink.link("get", index=end.ifindex)[0]
             end.mac = str(link.get("address"))
+            _trust_addresses(end.interface)
             netlink.link("set", index=loopback, state="up")
             netlink.link("set", index=end.ifindex, state="up")
             netlink.addr("add", index=end.ifindex, address=end.ipv4, prefixlen=_IPV4_PREFIX)
@@ -354,6 +355,16 @@ class VethLab:
             )
             # So that a sender reaches any group without naming the interface.
             netlink.route("add", dst="224.0.0.0/4", oif=end.ifindex)
+
+
+def _trust_addresses(interface: str) -> None:
+    """Have IPv6 use the addresses of an interface at once.
+
+    Otherwise the kernel first looks for two seconds whether somebody else has its link-local
+    address, and meanwhile finds no neighbours for who only asks for one.
+    """
+    with open(f"/proc/sys/net/ipv6/conf/{interface}/accept_dad", "w") as file:
+        file.write("0")
 
 
 def _wait_running(end: Namespace) -> None:

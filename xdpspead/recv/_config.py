@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
+from .._arguments import Config, count, flag
 from .._memory import MemoryAllocator
 from .._protocol import BUG_COMPAT_PYSPEAD_0_5_2, MEMCPY_NONTEMPORAL, MEMCPY_STD
 from ._stats import CORE_STATS, StreamStatConfig
 
 
-def count(name: str, value: Any, least: int = 0) -> int:
-    """Return `value` as an int of at least `least`, or say what is wrong with it.
-
-    Raises
-    ------
-    TypeError
-        If it is no integer, or negative.
-    ValueError
-        If it is less than `least`.
-    """
-    number = operator.index(value)
-    if number < 0 or number >= 1 << 64:
-        raise TypeError(f"{name} must be from 0 to 2**64 - 1, not {number}")
-    if number < least:
-        raise ValueError(f"{name} cannot be {number}, it must be at least {least}")
-    return number
-
-
-def flag(name: str, value: Any) -> bool:
-    """Return `value` as a bool; strings and containers are no flags.
-
-    Raises
-    ------
-    TypeError
-        If it is neither a bool, a number nor None.
-    """
-    if value is not None and not hasattr(type(value), "__bool__"):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
-    return bool(value)
-
-
-class _Config:
-    """Attributes that can be given as keywords, each checked when it is set; no others."""
-
-    __slots__ = ()
-
-    def _set(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if name.startswith("_") or not isinstance(getattr(type(self), name, None), property):
-                raise TypeError(
-                    f"{type(self).__name__} got an unexpected keyword argument {name!r}"
-                )
-            setattr(self, name, value)
-
-    def _properties(self) -> list[str]:
-        cls = type(self)
-        return [n for n, v in vars(cls).items() if isinstance(v, property) and v.fset is not None]
-
-    def _copy(self) -> Self:
-        return copy.copy(self)
-
-    def __repr__(self) -> str:
-        told = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._properties())
-        return f"{type(self).__name__}({told})"
-
-
-class StreamConfig(_Config):
+class StreamConfig(Config):
     """How a stream puts heaps together.
 
     All parameters are keywords and can also be set as attributes afterwards, but not once a stream
@@ -330,7 +274,7 @@ class StreamConfig(_Config):
         return len(CORE_STATS) + len(self._custom_stats)
 
 
-class RingStreamConfig(_Config):
+class RingStreamConfig(Config):
     """How finished heaps wait for the user.
 
     Parameters

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from .. import _core
 
@@ -47,22 +47,3 @@ class ReaderInfo:
 
 #: Begins to read, and says which readers there are now.
 Begin: TypeAlias = Callable[[_core.Stream], list[ReaderInfo]]
-
-
-def bind_arguments(
-    names: tuple[str, ...], required: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Sort positional and keyword arguments of an overload into a dictionary."""
-    if len(args) > len(names):
-        raise TypeError(f"at most {len(names)} positional arguments: {', '.join(names)}")
-    bound = dict(zip(names, args, strict=False))
-    for name, value in kwargs.items():
-        if name not in names:
-            raise TypeError(f"unexpected keyword argument {name!r}; known: {', '.join(names)}")
-        if name in bound:
-            raise TypeError(f"argument {name!r} was given twice")
-        bound[name] = value
-    missing = [name for name in names[:required] if name not in bound]
-    if missing:
-        raise TypeError(f"missing arguments: {', '.join(missing)}")
-    return bound

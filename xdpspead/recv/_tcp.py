@@ -6,9 +6,10 @@ import socket as socket_module
 from typing import Any, Final
 
 from .. import _core
+from .._addresses import port_number, resolve
+from .._arguments import bind_arguments, count
 from . import _sockets
-from ._config import count
-from ._reader import Begin, ReaderInfo, bind_arguments
+from ._reader import Begin, ReaderInfo
 
 DEFAULT_MAX_SIZE: Final = 65536
 DEFAULT_BUFFER_SIZE: Final = 208 * 1024
@@ -46,7 +47,7 @@ def _from_port(
     *,
     stopped: bool,
 ) -> Begin:
-    port = _sockets.port_number(port)
+    port = port_number(port)
     max_size = count("max_size", max_size)
     buffer_size = count("buffer_size", buffer_size)
     if not isinstance(bind_hostname, str):
@@ -55,7 +56,7 @@ def _from_port(
         return lambda stream: []
     family, address = int(socket_module.AF_INET), ""
     if bind_hostname:
-        family, address = _sockets.resolve(bind_hostname)
+        family, address = resolve(bind_hostname)
     return _reading(_sockets.listen(family, address, port, buffer_size), max_size)
 
 

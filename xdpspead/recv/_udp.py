@@ -7,9 +7,10 @@ import socket as socket_module
 from typing import Any, Final
 
 from .. import _core
+from .._addresses import interface_number, is_multicast, port_number, resolve
+from .._arguments import bind_arguments, count
 from . import _sockets
-from ._config import count
-from ._reader import Begin, ReaderInfo, bind_arguments
+from ._reader import Begin, ReaderInfo
 
 DEFAULT_MAX_SIZE: Final = 9200
 DEFAULT_BUFFER_SIZE: Final = 8 * 1024 * 1024
@@ -43,14 +44,14 @@ def _from_port(
     buffer_size: int = DEFAULT_BUFFER_SIZE,
     bind_hostname: str = "",
 ) -> Begin:
-    port = _sockets.port_number(port)
+    port = port_number(port)
     max_size = count("max_size", max_size)
     buffer_size = count("buffer_size", buffer_size)
     if not isinstance(bind_hostname, str):
         raise TypeError(f"bind_hostname must be a str, not {bind_hostname!r}")
     family, address = int(socket_module.AF_INET), ""
     if bind_hostname:
-        family, address = _sockets.resolve(bind_hostname)
+        family, address = resolve(bind_hostname)
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:
         sock = _sockets.open_socket(family, address, port, buffer_size)
@@ -74,10 +75,9 @@ def _resolve_group4(group: str, interface_address: str) -> str:
             f"endpoint {group} is not an IPv4 address: groups of IPv6 are joined with "
             "interface_index (0: the system's choice of interface)"
         )
-    address = _sockets.resolve(group, socket_module.AF_INET)[1]
-    if not _sockets.is_multicast(address) and (
-        not interface_address
-        or _sockets.resolve(interface_address, socket_module.AF_INET)[1] != address
+    address = resolve(group, socket_module.AF_INET)[1]
+    if not is_multicast(address) and (
+        not interface_address or resolve(interface_address, socket_module.AF_INET)[1] != address
     ):
         raise ValueError(
             f"endpoint {address} is not multicast and does not match interface address "
@@ -89,8 +89,8 @@ def _resolve_group4(group: str, interface_address: str) -> str:
 def _resolve_group6(group: str) -> str:
     if _is_address(group, socket_module.AF_INET):
         raise ValueError(f"endpoint {group} is not an IPv6 multicast address")
-    address = _sockets.resolve(group, socket_module.AF_INET6)[1]
-    if not _sockets.is_multicast(address):
+    address = resolve(group, socket_module.AF_INET6)[1]
+    if not is_multicast(address):
         raise ValueError(f"endpoint {address} is not an IPv6 multicast address")
     return address
 
@@ -103,7 +103,7 @@ def _from_group(
     interface_address: str = "",
     interface_index: int | None = None,
 ) -> Begin:
-    port = _sockets.port_number(port)
+    port = port_number(port)
     max_size = count("max_size", max_size)
     buffer_size = count("buffer_size", buffer_size)
     interface: str | int
@@ -113,7 +113,7 @@ def _from_group(
         family, interface = socket_module.AF_INET, interface_address
         address = _resolve_group4(multicast_group, interface_address)
     else:
-        family, interface = socket_module.AF_INET6, _sockets.interface_number(interface_index)
+        family, interface = socket_module.AF_INET6, interface_number(interface_index)
         address = _resolve_group6(multicast_group)
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:

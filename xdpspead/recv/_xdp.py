@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from .. import _core
+from .._addresses import is_multicast, port_number, resolve
+from .._arguments import Config, count
 from .._errors import TransportError
 from .._log import LOGGER
+from .._netlink import outside_event_loops, queues_in_use
 from . import _sockets, _udp
-from ._config import _Config, count
 from ._reader import Begin, ReaderInfo
 
 _MODES: Final = ("auto", "native", "generic")
@@ -44,7 +46,7 @@ class XdpError(TransportError):
     """
 
 
-class UdpXdpConfig(_Config):
+class UdpXdpConfig(Config):
     """What an AF_XDP reader receives, and how.
 
     All parameters are keywords and can also be set as attributes.
@@ -123,7 +125,7 @@ class UdpXdpConfig(_Config):
             host, port = endpoint
             if not isinstance(host, str):
                 raise TypeError(f"the host of an endpoint is a str, not {host!r}")
-            endpoints.append((host, _sockets.port_number(port)))
+            endpoints.append((host, port_number(port)))
         self._endpoints = endpoints
 
     @property
@@ -254,22 +256,7 @@ def _find_by_address(netlink: Any, addresses: Sequence[str]) -> int | None:
     return None
 
 
-def _n_queues(name: str, link: Any) -> int:
-    """Return how many receive queues are in use, or how many there are if the driver won't say."""
-    from pyroute2 import Ethtool
-
-    try:
-        with Ethtool() as ethtool:
-            channels = ethtool.get_channels(name)
-    except Exception:  # noqa: BLE001 (pyroute2 raises many; it is a refinement only)
-        channels = None
-    if channels is not None:
-        n = int(channels.combined_count or 0) + int(channels.rx_count or 0)
-        if n:
-            return n
-    return int(link.get("IFLA_NUM_RX_QUEUES") or 1)
-
-
+@outside_event_loops
 def _find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> _Interface:
     """Find the interface that the configuration means.
 
@@ -288,7 +275,7 @@ def _find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> _Interfac
             there = ", ".join(sorted(link.get("IFLA_IFNAME") for link in netlink.get_links()))
             what += f"; there are: {there}"
         elif config.interface_address:
-            address = _sockets.resolve(config.interface_address)[1]
+            address = resolve(config.interface_address)[1]
             index = _find_by_address(netlink, [address])
             what = f"no interface has the address {config.interface_address}"
         else:
@@ -299,7 +286,11 @@ def _find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> _Interfac
         (link,) = netlink.get_links(index)
     name = str(link.get("IFLA_IFNAME"))
     return _Interface(
-        index, name, int(link.get("IFLA_MTU")), _n_queues(name, link), _network_namespace()
+        index,
+        name,
+        int(link.get("IFLA_MTU")),
+        queues_in_use(name, link, "rx"),
+        _network_namespace(),
     )
 
 
@@ -395,7 +386,7 @@ def join_groups(
         groups = {
             address
             for found, address, _ in endpoints
-            if found == version and _sockets.is_multicast(socket.inet_ntop(family, address))
+            if found == version and is_multicast(socket.inet_ntop(family, address))
         }
         if not groups:
             continue
@@ -412,7 +403,7 @@ def join_groups(
 def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
     endpoints = []
     for host, port in config.endpoints:
-        family, address = _sockets.resolve(host)
+        family, address = resolve(host)
         packed = socket.inet_pton(family, address.partition("%")[0])
         endpoints.append((4 if family == socket.AF_INET else 6, packed, port))
     return endpoints
@@ -442,7 +433,7 @@ def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
 
 
 def _read_fallback(stream: _core.Stream, config: UdpXdpConfig, host: str, port: int) -> ReaderInfo:
-    family, address = _sockets.resolve(host)
+    family, address = resolve(host)
     interface: str | int = config.interface_address if family == socket.AF_INET else 0
     if config.interface:
         try:

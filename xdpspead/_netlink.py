@@ -1,0 +1,76 @@
+"""Questions to the kernel, asked through pyroute2."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def outside_event_loops(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make a function that uses pyroute2 callable from coroutines.
+
+    pyroute2 runs an event loop of its own, and there cannot be two in one thread. So where one is
+    running the function is called in another thread, which is in the same network namespace.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass  # called after that: an error that it keeps would keep our callers' frames
+        else:
+            return _call_in_thread(lambda: function(*args, **kwargs))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _call_in_thread(function: Callable[[], _R]) -> _R:
+    results: list[_R] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 (raised again by the caller's thread)
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="xdpspead-netlink")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def queues_in_use(name: str, link: Any, direction: str) -> int:
+    """Return how many queues of an interface are in use, or there are if the driver won't say.
+
+    Parameters
+    ----------
+    name : str
+        Name of the interface.
+    link : pyroute2 message
+        What netlink says of it.
+    direction : {"rx", "tx"}
+        Those that receive, or those that transmit.
+    """
+    from pyroute2 import Ethtool
+
+    try:
+        with Ethtool() as ethtool:
+            channels = ethtool.get_channels(name)
+    except Exception:  # noqa: BLE001 (pyroute2 raises many; it is a refinement only)
+        channels = None
+    if channels is not None:
+        n = int(channels.combined_count or 0) + int(getattr(channels, f"{direction}_count") or 0)
+        if n:
+            return n
+    return int(link.get(f"IFLA_NUM_{direction.upper()}_QUEUES") or 1)
