@@ -314,16 +314,6 @@ static void settle(struct xdp_reader *r)
 
 /* ---------------------------------------------------------------- after a fork */
 
-/* What a number stood for when another thread's memory was copied it may not stand for in the copied descriptors. */
-static void close_xdp(int fd)
-{
-	int domain = 0;
-	socklen_t length = sizeof(domain);
-
-	if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) && domain == AF_XDP)
-		close(fd);
-}
-
 void xps_xdp_port_forget(struct xps_xdp_port *port)
 {
 	for (int i = 0; i < port->config.n_queues; i++) {
@@ -332,8 +322,8 @@ void xps_xdp_port_forget(struct xps_xdp_port *port)
 		if (!queue)
 			continue;
 		for (struct xps_xdp_member *member = queue->members; member; member = member->next)
-			close_xdp(XPS_CONTAINER_OF(member, struct xps_xdp_socket, member)->fd);
-		close_xdp(queue->fd);
+			xps_xdp_fd_forget(XPS_CONTAINER_OF(member, struct xps_xdp_socket, member)->fd);
+		xps_xdp_fd_forget(queue->fd);
 	}
 }
 

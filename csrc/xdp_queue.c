@@ -2,13 +2,8 @@
 #include "xdp_queue.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/utsname.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "bits.h"
@@ -16,83 +11,9 @@
 enum {
 	KERNEL_HEADROOM = 256, /* XDP_PACKET_HEADROOM: the kernel keeps it free at the start of each frame */
 	LINK_OVERHEAD = 22,    /* Ethernet header and two VLAN tags */
-	SMALL_FRAME = 2048,
-	LARGE_FRAME = 4096,                                      /* a page, the largest there is */
-	MAX_MTU = LARGE_FRAME - KERNEL_HEADROOM - LINK_OVERHEAD, /* of packets that fit one frame */
+	MAX_MTU = XPS_XDP_LARGE_FRAME - KERNEL_HEADROOM - LINK_OVERHEAD, /* of packets that fit one frame */
 	MIN_FRAMES = 64,
-	MAX_FRAMES = 1 << 24,
-	BIND_TRIES = 25,
-	BIND_PAUSE_NS = 20 * 1000 * 1000,
 };
-
-static bool kernel_at_least(unsigned major, unsigned minor)
-{
-	struct utsname name;
-	unsigned a = 0, b = 0;
-
-	if (uname(&name) || sscanf(name.release, "%u.%u", &a, &b) != 2)
-		return false;
-	return a > major || (a == major && b >= minor);
-}
-
-/* ---------------------------------------------------------------- sockets and rings */
-
-int xps_xdp_fd_open(struct xps_fail *fail)
-{
-	static const char step[] = "create socket";
-	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
-
-	if (fd >= 0)
-		return fd;
-	switch (errno) {
-	case EPERM:
-		return xps_fail_set(fail, EPERM, step, "An AF_XDP socket needs CAP_NET_RAW: run as root, or grant it.");
-	case EAFNOSUPPORT:
-		return xps_fail_set(fail, EAFNOSUPPORT, step,
-				    "This kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS); use a kernel that has.");
-	case EMFILE:
-		return xps_fail_set(fail, EMFILE, step, "Too many open files: raise RLIMIT_NOFILE (ulimit -n).");
-	default:
-		return xps_fail_set(fail, errno, step, "Cannot create an AF_XDP socket: %s.", strerror(errno));
-	}
-}
-
-int xps_xdp_ring_make(int fd, int option, const char *name, uint32_t n_entries, struct xps_fail *fail)
-{
-	if (!setsockopt(fd, SOL_XDP, option, &n_entries, sizeof(n_entries)))
-		return 0;
-	return xps_fail_set(fail, errno, "create ring", "Cannot make the %s ring of %u entries: %s.%s", name, n_entries,
-			    strerror(errno), errno == ENOMEM ? " Use a smaller buffer_size." : "");
-}
-
-int xps_xdp_ring_map(struct xps_xdp_ring *ring, int fd, const struct xdp_ring_offset *offsets, uint32_t n_entries,
-		     size_t entry_size, uint64_t page_offset)
-{
-	const size_t size = (size_t)offsets->desc + n_entries * entry_size;
-	uint8_t *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)page_offset);
-
-	if (map == MAP_FAILED)
-		return -errno;
-	/* A mapped ring keeps its socket alive: not in a forked child, which would swallow packets for ever. */
-	madvise(map, size, MADV_DONTFORK);
-	*ring = (struct xps_xdp_ring){
-		.producer = (uint32_t *)(void *)(map + offsets->producer),
-		.consumer = (uint32_t *)(void *)(map + offsets->consumer),
-		.flags = (uint32_t *)(void *)(map + offsets->flags),
-		.entries = map + offsets->desc,
-		.mask = n_entries - 1,
-		.map = map,
-		.map_size = size,
-	};
-	return 0;
-}
-
-void xps_xdp_ring_unmap(struct xps_xdp_ring *ring)
-{
-	if (ring->map)
-		munmap(ring->map, ring->map_size);
-	ring->map = NULL;
-}
 
 /* ---------------------------------------------------------------- memory */
 
@@ -109,18 +30,19 @@ static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, stru
 	uint64_t n;
 
 	/* Zero-copy drivers want the page: some cut packets short in smaller frames. */
-	queue->frame_size = !queue->zero_copy && packet_room(port) <= SMALL_FRAME ? SMALL_FRAME : LARGE_FRAME;
-	queue->multi_buffer = packet_room(port) > LARGE_FRAME;
+	queue->frame_size = !queue->zero_copy && packet_room(port) <= XPS_XDP_SMALL_FRAME ? XPS_XDP_SMALL_FRAME
+											  : XPS_XDP_LARGE_FRAME;
+	queue->multi_buffer = packet_room(port) > XPS_XDP_LARGE_FRAME;
 	if (queue->multi_buffer && !port->program.frags)
 		return xps_fail_set(
 			fail, EMSGSIZE, step,
 			"%s has MTU %d, and packets that do not fit one frame (multi-buffer) are not to be had "
 			"here: they need Linux 6.6 and libbpf 0.6. Set the MTU to %d or less.",
 			port->name, port->config.mtu, MAX_MTU);
-	if (buffer_size > (uint64_t)MAX_FRAMES * queue->frame_size)
+	if (buffer_size > (uint64_t)XPS_XDP_MAX_FRAMES * queue->frame_size)
 		return xps_fail_set(fail, EINVAL, step, "buffer_size is %llu; it can be at most %llu per queue.",
 				    (unsigned long long)buffer_size,
-				    (unsigned long long)MAX_FRAMES * queue->frame_size);
+				    (unsigned long long)XPS_XDP_MAX_FRAMES * queue->frame_size);
 	n = (buffer_size + queue->frame_size - 1) / queue->frame_size;
 	queue->n_frames = (uint32_t)xps_max_u64(n, MIN_FRAMES);
 	queue->ring_size = MIN_FRAMES;
@@ -129,51 +51,18 @@ static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, stru
 	return 0;
 }
 
+static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
+{
+	return (struct xps_xdp_place){
+		.ifindex = queue->port->config.ifindex,
+		.name = queue->port->name,
+		.queue = queue->index,
+	};
+}
+
 static size_t frames_bytes(const struct xps_xdp_queue *queue)
 {
 	return (size_t)queue->n_frames * queue->frame_size;
-}
-
-static int map_frames(struct xps_xdp_queue *queue, struct xps_fail *fail)
-{
-	const size_t size = frames_bytes(queue);
-	void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (map == MAP_FAILED)
-		return xps_fail_set(fail, ENOMEM, "allocate frames",
-				    "Cannot allocate %zu bytes for queue %u of %s. Use a "
-				    "smaller buffer_size.",
-				    size, queue->index, queue->port->name);
-	/* Fewer TLB misses; and a forked child must not share pages that the kernel writes to. */
-	madvise(map, size, MADV_HUGEPAGE);
-	madvise(map, size, MADV_DONTFORK);
-	queue->frames = map;
-	return 0;
-}
-
-static int register_frames(struct xps_xdp_queue *queue, struct xps_fail *fail)
-{
-	static const char step[] = "register UMEM";
-	const struct xdp_umem_reg reg = {
-		.addr = (uintptr_t)queue->frames,
-		.len = frames_bytes(queue),
-		.chunk_size = queue->frame_size,
-	};
-	struct rlimit limit = { 0 };
-
-	if (!setsockopt(queue->fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)))
-		return 0;
-	if (errno != ENOBUFS)
-		return xps_fail_set(fail, errno, step, "The kernel does not take %llu bytes of packet memory: %s.%s",
-				    (unsigned long long)reg.len, strerror(errno),
-				    errno == ENOMEM ? " Use a smaller buffer_size." : "");
-	getrlimit(RLIMIT_MEMLOCK, &limit);
-	return xps_fail_set(
-		fail, ENOBUFS, step,
-		"Locking %llu bytes of packet memory for queue %u of %s goes beyond RLIMIT_MEMLOCK (%llu bytes "
-		"for all of this user's queues). Raise it (ulimit -l), grant CAP_IPC_LOCK, or use a smaller "
-		"buffer_size.",
-		(unsigned long long)reg.len, queue->index, queue->port->name, (unsigned long long)limit.rlim_cur);
 }
 
 static void fill_all(struct xps_xdp_queue *queue)
@@ -188,6 +77,7 @@ static void fill_all(struct xps_xdp_queue *queue)
 /* Everything up to bind. The FILL ring is full before, because some drivers never look again at one that was empty. */
 static int make_socket(struct xps_xdp_queue *queue, struct xps_fail *fail)
 {
+	const struct xps_xdp_place place = place_of(queue);
 	struct xdp_mmap_offsets offsets;
 	socklen_t length = sizeof(offsets);
 	int err;
@@ -195,7 +85,7 @@ static int make_socket(struct xps_xdp_queue *queue, struct xps_fail *fail)
 	queue->fd = xps_xdp_fd_open(fail);
 	if (queue->fd < 0)
 		return queue->fd;
-	err = register_frames(queue, fail);
+	err = xps_xdp_frames_register(queue->fd, queue->frames, frames_bytes(queue), queue->frame_size, &place, fail);
 	if (!err)
 		err = xps_xdp_ring_make(queue->fd, XDP_UMEM_FILL_RING, "fill", queue->ring_size, fail);
 	/* Never used, but the kernel wants them. */
@@ -216,72 +106,38 @@ static int make_socket(struct xps_xdp_queue *queue, struct xps_fail *fail)
 	return 0;
 }
 
-static int bind_once(const struct xps_xdp_queue *queue, uint16_t flags)
-{
-	const struct sockaddr_xdp address = {
-		.sxdp_family = AF_XDP,
-		.sxdp_flags = flags,
-		.sxdp_ifindex = (uint32_t)queue->port->config.ifindex,
-		.sxdp_queue_id = queue->index,
-	};
-
-	return bind(queue->fd, (const struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
-}
-
-/* The kernel lets go of a queue some time after its last socket was closed. */
-static int bind_patiently(const struct xps_xdp_queue *queue, uint16_t flags)
-{
-	const struct timespec pause = { .tv_nsec = BIND_PAUSE_NS };
-	int err = bind_once(queue, flags);
-
-	for (int i = 1; i < BIND_TRIES && err == -EBUSY; i++) {
-		nanosleep(&pause, NULL);
-		err = bind_once(queue, flags);
-	}
-	return err;
-}
-
 static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail *fail)
 {
 	static const char step[] = "bind";
-	const char *name = queue->port->name;
+	const struct xps_xdp_place place = place_of(queue);
+	const bool ordinary = err == ENODEV || err == ENETDOWN || err == EPERM;
 
-	switch (err) {
-	case EBUSY:
-		return xps_fail_set(
-			fail, err, step,
-			"queue %u of %s is bound by another process's AF_XDP socket. Stop that process, or choose "
-			"other queues.",
-			queue->index, name);
-	case ENODEV:
-		return xps_fail_set(fail, err, step, "The interface %s is gone.", name);
-	case ENETDOWN:
-		return xps_fail_set(fail, err, step, "The interface %s is down: 'ip link set dev %s up'.", name, name);
-	case EPERM:
+	if (err == EBUSY)
 		return xps_fail_set(fail, err, step,
-				    "Binding to %s is not permitted: grant CAP_NET_RAW and CAP_NET_ADMIN.", name);
-	}
-	if (queue->zero_copy)
+				    "queue %u of %s is bound by another AF_XDP socket: another process's, or a "
+				    "sender's. Stop that, or choose other queues.",
+				    place.queue, place.name);
+	if (queue->zero_copy && !ordinary)
 		return xps_fail_set(
 			fail, err, step,
-			"%s does not do zero-copy on queue %u (%s)%s. Leave zero_copy at None, or say False.", name,
-			queue->index, strerror(err),
+			"%s does not do zero-copy on queue %u (%s)%s. Leave zero_copy at None, or say False.",
+			place.name, place.queue, strerror(err),
 			queue->multi_buffer ? ", perhaps because its MTU does not fit one frame" : "");
-	if (err == EINVAL && queue->multi_buffer && !kernel_at_least(6, 6))
+	if (err == EINVAL && queue->multi_buffer && !xps_kernel_at_least(6, 6))
 		return xps_fail_set(
 			fail, EMSGSIZE, step,
 			"%s has MTU %d, but this kernel does not receive packets in several frames (that needs "
 			"Linux 6.6). Set the MTU to %d or less.",
-			name, queue->port->config.mtu, MAX_MTU);
-	return xps_fail_set(fail, err, step, "Cannot bind to queue %u of %s: %s.%s", queue->index, name, strerror(err),
-			    err == EINVAL ? " Is there such a queue?" : "");
+			place.name, queue->port->config.mtu, MAX_MTU);
+	return xps_xdp_bind_fail(err, &place, fail);
 }
 
 static int bind_queue(struct xps_xdp_queue *queue, struct xps_fail *fail)
 {
 	const int flags = XDP_USE_NEED_WAKEUP | (queue->multi_buffer ? XDP_USE_SG : 0) |
 			  (queue->zero_copy ? XDP_ZEROCOPY : XDP_COPY);
-	int err = bind_patiently(queue, (uint16_t)flags);
+	const struct xps_xdp_place place = place_of(queue);
+	int err = xps_xdp_bind(queue->fd, &place, flags);
 
 	return err ? bind_fail(-err, queue, fail) : 0;
 }
@@ -294,20 +150,22 @@ static void close_queue(struct xps_xdp_queue *queue)
 	xps_xdp_ring_unmap(&queue->fill);
 	if (queue->fd >= 0)
 		close(queue->fd);
-	if (queue->frames)
-		munmap(queue->frames, frames_bytes(queue));
+	xps_xdp_frames_unmap(queue->frames, frames_bytes(queue));
 	pthread_mutex_destroy(&queue->lock);
 	free(queue);
 }
 
 static int setup_queue(struct xps_xdp_queue *queue, uint64_t buffer_size, struct xps_fail *fail)
 {
+	const struct xps_xdp_place place = place_of(queue);
 	int err = choose_frames(queue, buffer_size, fail);
 
-	if (!err)
-		err = map_frames(queue, fail);
-	if (!err)
-		err = make_socket(queue, fail);
+	if (err)
+		return err;
+	queue->frames = xps_xdp_frames_map(frames_bytes(queue), &place, fail);
+	if (!queue->frames)
+		return -fail->err;
+	err = make_socket(queue, fail);
 	if (!err)
 		err = bind_queue(queue, fail);
 	return err;
@@ -336,24 +194,18 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer
 	return 0;
 }
 
-/* Drivers without zero-copy say so in two ways. */
-static bool zero_copy_refused(int err)
-{
-	return err == -EOPNOTSUPP || err == -EINVAL;
-}
-
 static int open_best_queue(struct xps_xdp_port *port, uint32_t index, const struct xps_xdp_queue_config *config,
 			   struct xps_fail *fail)
 {
 	/* Where nobody insists, it is not tried for packets in several frames: hardly a driver has both. */
-	const bool may = port->program.mode == XPS_XDP_NATIVE && packet_room(port) <= LARGE_FRAME;
+	const bool may = port->program.mode == XPS_XDP_NATIVE && packet_room(port) <= XPS_XDP_LARGE_FRAME;
 	int err = -EOPNOTSUPP;
 
 	if (config->zero_copy > 0)
 		return open_queue(port, index, config->buffer_size, true, fail);
 	if (config->zero_copy < 0 && may)
 		err = open_queue(port, index, config->buffer_size, true, fail);
-	return zero_copy_refused(err) ? open_queue(port, index, config->buffer_size, false, fail) : err;
+	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config->buffer_size, false, fail) : err;
 }
 
 /* Whether another reader can join what the first one opened. */
@@ -363,7 +215,7 @@ static int check_sharing(const struct xps_xdp_queue *queue, const struct xps_xdp
 	static const char step[] = "share queue";
 	const char *name = queue->port->name;
 
-	if (queue->port->program.mode == XPS_XDP_GENERIC && !kernel_at_least(6, 15))
+	if (queue->port->program.mode == XPS_XDP_GENERIC && !xps_kernel_at_least(6, 15))
 		return xps_fail_set(
 			fail, EOPNOTSUPP, step,
 			"Queue %u of %s already feeds another stream, and in generic mode kernels before 6.15 "

@@ -22,7 +22,7 @@
 #include <stdatomic.h>
 
 #include "xdp_port.h"
-#include "xdp_ring.h"
+#include "xdp_umem.h"
 
 /* A reader's membership in a queue; part of its socket. */
 struct xps_xdp_member {
@@ -78,11 +78,3 @@ static inline uint32_t xps_xdp_queue_share(const struct xps_xdp_queue *queue)
 
 	return n > 1 ? queue->n_frames / n : queue->n_frames;
 }
-
-/* Map the ring `page_offset` of socket `fd`. */
-int xps_xdp_ring_map(struct xps_xdp_ring *ring, int fd, const struct xdp_ring_offset *offsets, uint32_t n_entries,
-		     size_t entry_size, uint64_t page_offset);
-void xps_xdp_ring_unmap(struct xps_xdp_ring *ring);
-/* The errors of socket(2) and of setting up rings are the same for every kind of socket. */
-int xps_xdp_fd_open(struct xps_fail *fail);
-int xps_xdp_ring_make(int fd, int option, const char *name, uint32_t n_entries, struct xps_fail *fail);

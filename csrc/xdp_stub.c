@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* In the place of transport_xdp.c and the xdp_*.c where clang or libbpf was missing when the package was built. */
+/* In the place of transport_xdp.c, writer_xdp.c and the xdp_*.c where clang or libbpf was missing when the package was built. */
 #include <errno.h>
 
 #include "fail.h"
@@ -60,4 +60,21 @@ int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, con
 	(void)config;
 	(void)obtained;
 	return not_built(fail);
+}
+
+struct xps_sender *xps_xdp_sender_new(struct xps_pool *pool, const struct xps_sender_config *config,
+				      const struct xps_xdp_sender_config *xdp, struct xps_xdp_obtained *obtained,
+				      struct xps_fail *fail)
+{
+	(void)pool;
+	(void)config;
+	(void)xdp;
+	(void)obtained;
+	not_built(fail);
+	return NULL;
+}
+
+void xps_xdp_sender_disown(struct xps_sender *sender)
+{
+	(void)sender;
 }

@@ -21,3 +21,7 @@
 #endif
 /* Linux 5.18; in linux/bpf.h */
 #define XPS_BPF_F_XDP_HAS_FRAGS (1U << 5)
+/* Linux 6.17 */
+#ifndef XDP_MAX_TX_SKB_BUDGET
+#define XDP_MAX_TX_SKB_BUDGET 9
+#endif

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * xdpspead - receive SPEAD streams: the public C interface.
+ * xdpspead - receive and send SPEAD streams: the public C interface.
  *
  * This header is three things at once: the C API, its manual, and the declarations that cffi reads to make the Python
  * binding. For the last reason it holds declarations only; the two includes below are dropped when cffi reads it.
  *
- * In reading order: errors and features, log, memory, threads, heaps, statistics, streams, readers, AF_XDP.
+ * In reading order: errors and features, log, memory, threads; receiving: heaps, statistics, streams, readers, AF_XDP;
+ * sending: heaps and packets, senders, AF_XDP.
  *
  * Rules that hold everywhere
  * - Functions return 0 or a positive result, or a negative errno. Those that take a `struct xps_fail *` also fill it.
@@ -390,3 +391,205 @@ void xps_xdp_port_forget(struct xps_xdp_port *port);
 /* Bind a socket to each queue and steer the endpoints to them. The reader holds the port. */
 int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
 		       struct xps_xdp_obtained *obtained, struct xps_fail *fail);
+
+/* ---------------------------------------------------------------- sending: heaps and packets */
+
+/* One item of a heap that is to be sent. All fields are equally wide, so that items can be made of an array. */
+struct xps_send_item {
+	uint64_t id;
+	uint64_t immediate; /* 0 or 1 */
+	uint64_t value;     /* of an immediate item; must fit in the address bits of the heap */
+	uint64_t data;      /* of an addressed item: the address of its bytes, which are not copied */
+	uint64_t length;    /* of an addressed item, bytes */
+};
+
+/*
+ * What is in a heap, ready to be sent any number of times. The bytes of its items are read when packets are sent, so they
+ * have to stay where they are until then; the description itself is held by whoever is still sending it.
+ */
+struct xps_send_heap;
+
+/*
+ * `address_bits` is a multiple of 8 from 8 to 56. With `repeat_pointers` every packet has the item pointers, and not only
+ * the first ones. Fails with EINVAL for an identifier, a value or a sum of lengths that does not fit, for an immediate item
+ * whose identifier is one of the packet's own (1 to 4), and for more items than a packet can repeat; ENOMEM.
+ */
+struct xps_send_heap *xps_send_heap_new(const struct xps_send_item *items, uint32_t n, int address_bits,
+					bool repeat_pointers, struct xps_fail *fail);
+void xps_send_heap_free(struct xps_send_heap *heap);
+
+/* The packets of one heap, one after the other. */
+struct xps_packet_generator;
+
+/*
+ * Fails with EINVAL if a packet of `max_packet_size` bytes has no room for its own header, one more item pointer (all of
+ * them with repeat_pointers) and eight bytes of payload. Of `cnt` as many bits are used as there are address bits. Holds
+ * the heap.
+ */
+struct xps_packet_generator *xps_packet_generator_new(struct xps_send_heap *heap, uint64_t cnt,
+						      uint64_t max_packet_size, struct xps_fail *fail);
+void xps_packet_generator_free(struct xps_packet_generator *generator);
+/* Write the next packet to `packet`, which has room for max_packet_size bytes. Returns its length, 0 after the last. */
+int64_t xps_packet_generator_next(struct xps_packet_generator *generator, uint8_t *packet);
+
+/* ---------------------------------------------------------------- sending: senders */
+
+/*
+ * A sender has a queue of heaps and one transport. Heaps are sent in the order in which they were queued, by one thread
+ * at a time: the one that waits for a heap to be sent, or, if nobody waits, a worker of the pool. So a call that waits
+ * costs no change of threads.
+ *
+ * Rate: over time `rate` bytes of packets (SPEAD header and payload) in a second; at no time more than `burst_size`
+ * bytes beyond what burst_rate_ratio * rate allows. A sender that was held up catches up at that ratio.
+ */
+struct xps_sender;
+
+struct xps_sender_config {
+	uint64_t max_packet_size; /* bytes, without the headers below SPEAD */
+	uint64_t max_heaps;       /* in the queue at a time */
+	uint64_t burst_size;      /* bytes */
+	double rate;              /* bytes per second, 0: no limit */
+	double burst_rate_ratio;  /* at least 1 */
+};
+
+enum xps_group_mode {
+	XPS_GROUP_ROUND_ROBIN, /* a packet of each heap in turn */
+	XPS_GROUP_SERIAL,      /* one heap after the other */
+};
+
+struct xps_heap_reference {
+	struct xps_send_heap *heap;
+	int64_t cnt;        /* heap identifier, -1: the next of the sequence */
+	uint64_t substream; /* which of the sender's destinations */
+	double rate;        /* bytes per second, 0: no limit, negative: the sender's */
+};
+
+struct xps_send_result {
+	int64_t ticket;
+	uint64_t bytes; /* of packets that were sent */
+	int error;      /* 0, or negative errno of the first packet that could not be sent; the others were tried */
+	bool done;      /* whether the two above are known */
+};
+
+enum xps_send_stat {
+	XPS_SEND_STAT_HEAPS,          /* sent in whole */
+	XPS_SEND_STAT_FAILED_HEAPS,   /* not sent, or in part */
+	XPS_SEND_STAT_PACKETS,        /* that the transport took */
+	XPS_SEND_STAT_FAILED_PACKETS, /* that it refused */
+	XPS_SEND_STAT_BYTES,          /* in them */
+	XPS_SEND_STAT_BATCHES,        /* calls of the transport that took packets */
+	XPS_SEND_STAT_BLOCKED,        /* calls of the transport that found no room */
+	XPS_SEND_STAT_XDP_COMPLETED,  /* packets that the completion ring gave back */
+	XPS_SEND_STAT_XDP_INVALID,    /* descriptors that the kernel refused */
+	XPS_SEND_STAT_XDP_DROPPED, /* packets that the kernel took and the device dropped: no carrier, its queue full */
+	XPS_N_SEND_STATS
+};
+
+/* "heaps", "xdp_completed"; NULL beyond the last. */
+const char *xps_send_stat_name(int stat);
+
+/* The next heap without an identifier gets `next`, the one after it `next + step`, modulo 2**64 and its address bits. */
+void xps_sender_set_cnt_sequence(struct xps_sender *sender, uint64_t next, uint64_t step);
+uint64_t xps_sender_n_substreams(const struct xps_sender *sender);
+
+/*
+ * Queue a group of heaps. Returns its ticket (positive), or -EAGAIN if there is no room for it, -ECHRNG for a
+ * substream that there is not, -ERANGE for an identifier that does not fit the heap's address bits, -EMSGSIZE for a heap
+ * that needs larger packets, -EINVAL for an empty group, -EPIPE once the sender or its pool is stopped, -ENOMEM, -ECHILD.
+ * Small heaps may have been sent when it returns; then `result` says so. Otherwise the result is kept until it is taken.
+ */
+int64_t xps_sender_post(struct xps_sender *sender, const struct xps_heap_reference *heaps, uint32_t n, int mode,
+			struct xps_send_result *result);
+/*
+ * Likewise, and send until the group is done, or watch another thread doing so; at most `timeout_ms`, and until a signal
+ * comes. `result` has the ticket, and all else if the group is done then; otherwise a worker goes on with it.
+ */
+int64_t xps_sender_send(struct xps_sender *sender, const struct xps_heap_reference *heaps, uint32_t n, int mode,
+			int timeout_ms, struct xps_send_result *result);
+/*
+ * Wait for such a group. Returns 1 and its result; 0 on time-out; -EINTR if a signal came; -EINVAL for a ticket that is
+ * not known or whose result has been taken.
+ */
+int xps_sender_wait(struct xps_sender *sender, int64_t ticket, int timeout_ms, struct xps_send_result *result);
+/* Wait until everything that is in the queue now has been sent or has failed. 1; 0 on time-out; -EINTR. */
+int xps_sender_flush(struct xps_sender *sender, int timeout_ms);
+/* Take the results of posted groups that are done, in order, at most `n`. Returns how many. */
+int xps_sender_take(struct xps_sender *sender, struct xps_send_result *results, int n);
+/* Nobody is going to wait for this group any more. */
+void xps_sender_forget(struct xps_sender *sender, int64_t ticket);
+/* Every group up to this ticket is done, and nothing refers to its items any more. */
+int64_t xps_sender_done_ticket(struct xps_sender *sender);
+/* The last one that was given out. */
+int64_t xps_sender_last_ticket(struct xps_sender *sender);
+/* A descriptor that is readable while there are results to be taken. Not to be read from. */
+int xps_sender_fd(struct xps_sender *sender);
+/* XPS_N_SEND_STATS values. */
+void xps_sender_stats(struct xps_sender *sender, uint64_t *stats);
+/*
+ * Send no more: groups that are not done are failed with -ECANCELED. When it returns no thread is sending, connections are
+ * closed and queues of interfaces are free; what the transport had taken is still delivered, for at most a second.
+ * Idempotent.
+ */
+void xps_sender_stop(struct xps_sender *sender);
+/* Stops it and gives it back. */
+void xps_sender_free(struct xps_sender *sender);
+
+/*
+ * UDP: datagrams through the socket `fd`, which is duplicated; the duplicate is used without waiting, whatever the
+ * socket's mode. `addresses` has a struct sockaddr of the socket's family for each substream, each in 28 bytes. Uses UDP
+ * segmentation offload unless the kernel or the route refuses, or `segmentation` is false.
+ */
+struct xps_sender *xps_udp_sender_new(struct xps_pool *pool, const struct xps_sender_config *config, int fd,
+				      const uint8_t *addresses, uint32_t n_addresses, bool segmentation,
+				      struct xps_fail *fail);
+/* TCP: the connected socket `fd`, which is duplicated. After an error nothing more can be sent. */
+struct xps_sender *xps_tcp_sender_new(struct xps_pool *pool, const struct xps_sender_config *config, int fd,
+				      struct xps_fail *fail);
+/* A queue of this process for each substream. They are held, and not stopped. */
+struct xps_sender *xps_inproc_sender_new(struct xps_pool *pool, const struct xps_sender_config *config,
+					 struct xps_inproc_queue *const *queues, uint32_t n_queues,
+					 struct xps_fail *fail);
+/* Packets back to back in memory. */
+struct xps_sender *xps_bytes_sender_new(struct xps_pool *pool, const struct xps_sender_config *config,
+					struct xps_fail *fail);
+/* Of such a sender: copy at most `room` bytes to `data`. Returns how many bytes there are. */
+uint64_t xps_bytes_sender_value(struct xps_sender *sender, uint8_t *data, uint64_t room);
+
+/* ---------------------------------------------------------------- sending: AF_XDP */
+
+/* Where datagrams of one substream go: all that stands in front of the UDP payload. */
+struct xps_xdp_destination {
+	uint8_t source_mac[6];
+	uint8_t mac[6];             /* of the next hop, or of the multicast group */
+	uint8_t source_address[16]; /* IPv4 in the first four bytes */
+	uint8_t address[16];
+	uint16_t source_port;
+	uint16_t port;
+	uint8_t family; /* 4 or 6 */
+	uint8_t ttl;    /* or hop limit */
+};
+
+struct xps_xdp_sender_config {
+	int ifindex;
+	uint32_t queue;
+	uint32_t mtu;
+	const struct xps_xdp_destination *destinations; /* one for each substream */
+	uint32_t n_destinations;
+	uint64_t buffer_size; /* bytes of UMEM, rounded to frames */
+	int zero_copy;        /* 1 demand, 0 refuse, -1 take what there is */
+};
+
+/*
+ * Datagrams through an AF_XDP socket on one queue of an interface, past the kernel's routing and firewall. The payload is
+ * copied once, into the UMEM. UDP checksums: none on IPv4, computed on IPv6. Packets longer than a frame take several
+ * (Linux 6.6). Fails with EMSGSIZE if packets do not fit the MTU, EBUSY if the queue is taken. `obtained` is filled with
+ * what the kernel gave; its mode means nothing.
+ */
+struct xps_sender *xps_xdp_sender_new(struct xps_pool *pool, const struct xps_sender_config *config,
+				      const struct xps_xdp_sender_config *xdp, struct xps_xdp_obtained *obtained,
+				      struct xps_fail *fail);
+/*
+ * In a forked child, before anything else runs there: close its copy of the socket. As long as one is open the queue is
+ * taken. The sender is of no further use, and still has to be freed.
+ */
+void xps_xdp_sender_disown(struct xps_sender *sender);

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * xdp_umem - what every kind of AF_XDP socket needs: the socket itself, packet memory that is shared with the kernel
+ * (UMEM), rings, and the queue that it is bound to. Each says what went wrong in the same words for all of them.
+ *
+ * The order of tearing down matters: a mapped ring keeps a closed socket alive, and the kernel may use frames until that
+ * is gone. So first the rings, then the socket, then the frames.
+ */
+#pragma once
+
+#include "fail.h"
+#include "xdp_ring.h"
+
+enum {
+	XPS_XDP_SMALL_FRAME = 2048,
+	XPS_XDP_LARGE_FRAME = 4096, /* a page, the largest there is */
+	XPS_XDP_MAX_FRAMES = 1 << 24,
+};
+
+/* A queue of an interface. */
+struct xps_xdp_place {
+	int ifindex;
+	const char *name; /* of the interface */
+	uint32_t queue;
+};
+
+bool xps_kernel_at_least(unsigned major, unsigned minor);
+
+int xps_xdp_fd_open(struct xps_fail *fail);
+/* In a forked child: close it, if it still is such a socket. */
+void xps_xdp_fd_forget(int fd);
+
+/* Map `size` bytes for frames. NULL if that fails. */
+uint8_t *xps_xdp_frames_map(size_t size, const struct xps_xdp_place *place, struct xps_fail *fail);
+void xps_xdp_frames_unmap(uint8_t *frames, size_t size);
+/* Lock them in memory and hand them to the kernel as the socket's UMEM. */
+int xps_xdp_frames_register(int fd, const uint8_t *frames, size_t size, uint32_t frame_size,
+			    const struct xps_xdp_place *place, struct xps_fail *fail);
+
+/* `option` is XDP_TX_RING or the like, `name` says which it is. */
+int xps_xdp_ring_make(int fd, int option, const char *name, uint32_t n_entries, struct xps_fail *fail);
+/* Map the ring `page_offset` of socket `fd`. */
+int xps_xdp_ring_map(struct xps_xdp_ring *ring, int fd, const struct xdp_ring_offset *offsets, uint32_t n_entries,
+		     size_t entry_size, uint64_t page_offset);
+void xps_xdp_ring_unmap(struct xps_xdp_ring *ring);
+
+/* Bind, and wait a while for a queue that has just been given up: the kernel lets go of it later. Returns -errno. */
+int xps_xdp_bind(int fd, const struct xps_xdp_place *place, int flags);
+/* Say why that failed. Who calls it knows what EBUSY, EINVAL and EOPNOTSUPP mean in particular. */
+int xps_xdp_bind_fail(int err, const struct xps_xdp_place *place, struct xps_fail *fail);
+/* Drivers without zero-copy say so in two ways. */
+bool xps_xdp_zero_copy_refused(int err);
