@@ -7,13 +7,16 @@ written in ``csrc/xdpspead.h``.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import struct
+import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat, takewhile
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias
 
 from ._errors import Stopped, TransportError
 from ._native import ffi, lib
@@ -24,9 +27,15 @@ if TYPE_CHECKING:
 CHeap: TypeAlias = Any
 """A ``struct xps_heap *`` that frees itself."""
 
+CMemory: TypeAlias = Any
+"""What `memory` returns."""
+
 HEAP_CONTIGUOUS: Final[int] = lib.XPS_HEAP_CONTIGUOUS
 HEAP_START: Final[int] = lib.XPS_HEAP_START
 HEAP_STOP: Final[int] = lib.XPS_HEAP_STOP
+
+_SEND_ITEMS = ffi.typeof("struct xps_send_item *")
+_ADDRESS = ffi.typeof("uintptr_t")
 
 N_CORE_STATS: Final[int] = lib.XPS_N_CORE_STATS
 N_STATS: Final[int] = lib.XPS_N_STATS
@@ -51,7 +60,7 @@ def _raise(code: int, fail: Any = None) -> NoReturn:
         text = os.strerror(code)
     if code == errno.ENOMEM:
         raise MemoryError(text)
-    if step in ("make stream", "start threads"):
+    if step in ("make stream", "start threads", "make heap", "make packets"):
         raise ValueError(text) if code == errno.EINVAL else RuntimeError(text)
     raise TransportError(code, f"{step}: {text}" if step else text, step)
 
@@ -80,6 +89,75 @@ def _owned(pointer: Any, free: Any) -> Any:
     if not pointer:
         raise MemoryError
     return ffi.gc(pointer, free)
+
+
+def memory(buffer: Buffer) -> CMemory:
+    """Return the bytes of a buffer where they are, held; it has a length.
+
+    Raises
+    ------
+    TypeError
+        If it is no buffer.
+    ValueError, BufferError
+        If it is not contiguous.
+    """
+    return ffi.from_buffer(buffer)
+
+
+class SendHeap:
+    """What is in a heap that is to be sent.
+
+    Parameters
+    ----------
+    items : list of (int, int or memory)
+        Identifier, and value of an immediate item or `memory` of an addressed one, which is held.
+    """
+
+    __slots__ = ("_held", "address", "c")
+
+    _fails: ClassVar[deque[Any]] = deque(maxlen=8)
+
+    def __init__(
+        self, items: Sequence[tuple[int, int | CMemory]], address_bits: int, repeat_pointers: bool
+    ) -> None:
+        self._held: list[Any] = []
+        flat: list[int] = []
+        for item_id, value in items:
+            if isinstance(value, int):
+                flat += (item_id, 1, value, 0, 0)
+                continue
+            self._held.append(value)
+            flat += (item_id, 0, 0, int(ffi.cast(_ADDRESS, value)), len(value))
+        packed = ffi.from_buffer(_SEND_ITEMS, array("Q", flat))
+        # Making one costs as much as all else here, so a heap that could be made leaves it behind.
+        try:
+            fail = self._fails.pop()
+        except IndexError:
+            fail = ffi.new("struct xps_fail *")
+        heap = lib.xps_send_heap_new(packed, len(items), address_bits, repeat_pointers, fail)
+        if not heap:
+            _raise(-errno.ENOMEM, fail)
+        self._fails.append(fail)
+        self.c = ffi.gc(heap, lib.xps_send_heap_free)
+        self.address = int(ffi.cast("uintptr_t", heap))
+
+
+class PacketGenerator:
+    """The packets of one heap."""
+
+    def __init__(self, heap: SendHeap, cnt: int, max_packet_size: int) -> None:
+        fail = ffi.new("struct xps_fail *")
+        generator = lib.xps_packet_generator_new(heap.c, cnt, max_packet_size, fail)
+        if not generator:
+            _raise(-errno.ENOMEM, fail)
+        self.c = ffi.gc(generator, lib.xps_packet_generator_free)
+        self._heap = heap
+        self._packet = ffi.new("uint8_t[]", max_packet_size)
+
+    def next(self) -> bytes | None:
+        """Return the next packet, None after the last."""
+        n = lib.xps_packet_generator_next(self.c, self._packet)
+        return bytes(ffi.buffer(self._packet, n)) if n else None
 
 
 class Log:
@@ -212,13 +290,37 @@ def heap_ranges(heap: CHeap) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class XdpObtained:
-    """What an AF_XDP reader really got."""
+    """What an AF_XDP reader or sender really got; `native` is a reader's."""
 
     native: bool
     zero_copy: bool
     multi_buffer: bool
     frame_size: int
     memory: int
+
+    @classmethod
+    def of(cls, obtained: Any) -> XdpObtained:
+        """Return what a ``struct xps_xdp_obtained`` says."""
+        return cls(
+            native=obtained.mode == lib.XPS_XDP_NATIVE,
+            zero_copy=bool(obtained.zero_copy),
+            multi_buffer=bool(obtained.multi_buffer),
+            frame_size=int(obtained.frame_size),
+            memory=int(obtained.memory),
+        )
+
+
+@dataclass(frozen=True)
+class XdpDestination:
+    """All that stands in front of the UDP payload; addresses as bytes."""
+
+    source_mac: bytes
+    mac: bytes
+    source_address: bytes
+    address: bytes
+    source_port: int
+    port: int
+    ttl: int
 
 
 class XdpPort:
@@ -306,6 +408,298 @@ class InprocQueue:
     def stop(self) -> None:
         """No more packets."""
         lib.xps_inproc_queue_stop(self.c)
+
+
+_REFERENCE = struct.Struct("=QqQd")
+_REFERENCES = ffi.typeof("struct xps_heap_reference[]")
+_RESULT = ffi.typeof("struct xps_send_result *")
+
+
+class Group:
+    """Heaps that are sent together, with identifier, destination and rate of each."""
+
+    __slots__ = ("_heaps", "n", "packed")
+
+    def __init__(self, heaps: Sequence[SendHeap], packed: bytes) -> None:
+        self._heaps = heaps  # which are needed until they have been sent
+        self.packed = packed
+        self.n = len(heaps)
+
+    @classmethod
+    def of_one(cls, heap: SendHeap, cnt: int, substream: int, rate: float) -> Group:
+        """Return a group of one heap; struct.error if a number is none or does not fit."""
+        return cls((heap,), _REFERENCE.pack(heap.address, cnt, substream, rate))
+
+    @classmethod
+    def of_many(cls, references: Sequence[tuple[SendHeap, int, int, float]]) -> Group:
+        """Return a group of heaps."""
+        pack = _REFERENCE.pack
+        heaps = [heap for heap, _, _, _ in references]
+        return cls(heaps, b"".join([pack(h.address, c, s, r) for h, c, s, r in references]))
+
+
+#: What is wrong with a group of heaps that is refused.
+_REFUSED: Final[dict[int, tuple[int, str]]] = {
+    errno.EAGAIN: (
+        errno.EAGAIN,
+        "the queue is full: wait for heaps to be sent, or raise StreamConfig.max_heaps",
+    ),
+    errno.ECHRNG: (errno.EINVAL, "there is no such substream: substream_index is too large"),
+    errno.ERANGE: (errno.EINVAL, "cnt does not fit in the address bits of the heap's flavour"),
+    errno.EINVAL: (errno.EINVAL, "there is no heap in the group"),
+    errno.EPIPE: (errno.EPIPE, "the stream or its thread pool has been stopped"),
+    errno.ENOMEM: (errno.ENOMEM, os.strerror(errno.ENOMEM)),
+}
+
+
+def _refused(code: int) -> Exception:
+    if code == -errno.ECHILD:
+        return RuntimeError(
+            "this stream was made before a fork and belongs to the parent process: make thread "
+            "pools and streams in the process that uses them"
+        )
+    if code == -errno.EMSGSIZE:
+        return ValueError(
+            "StreamConfig.max_packet_size is too small for this heap: a packet has no room for its "
+            "header and eight bytes of payload"
+        )
+    return OSError(*_REFUSED[-code])
+
+
+def _send_error(code: int) -> OSError:
+    if code == -errno.ECANCELED:
+        return OSError(errno.ECANCELED, "not sent: the receiving queue or the stream was stopped")
+    return OSError(-code, f"send: {os.strerror(-code)}")
+
+
+SEND_STAT_NAMES: Final[tuple[str, ...]] = tuple(
+    _text(lib.xps_send_stat_name(i)) for i in range(lib.XPS_N_SEND_STATS)
+)
+
+
+class Sender:
+    """A queue of heaps and what sends them.
+
+    The items of a heap stay where they are until it has been sent, whatever becomes of the call.
+    """
+
+    _SLICE_MS = 200
+    _RESULTS = 64
+
+    def __init__(self, sender: Any, fail: Any) -> None:
+        if not sender:
+            _raise(-errno.ENOMEM, fail)
+        self.c = ffi.gc(sender, lib.xps_sender_free)
+        # Heaps of calls that a signal's handler ended, by the last ticket that they can have.
+        self._left: deque[tuple[int, Group]] = deque()
+
+    @staticmethod
+    def _config(config: Any) -> Any:
+        return ffi.new(
+            "struct xps_sender_config *",
+            {
+                "max_packet_size": config.max_packet_size,
+                "max_heaps": config.max_heaps,
+                "burst_size": config.burst_size,
+                "rate": config.rate,
+                "burst_rate_ratio": config.burst_rate_ratio,
+            },
+        )
+
+    @classmethod
+    def udp(
+        cls, pool: Pool, config: Any, fd: int, addresses: Sequence[bytes], segmentation: bool
+    ) -> Sender:
+        """Send through a UDP socket, which is duplicated, to a ``struct sockaddr`` each."""
+        fail = ffi.new("struct xps_fail *")
+        packed = b"".join(address.ljust(28, b"\0") for address in addresses)
+        c = lib.xps_udp_sender_new(
+            pool.c, cls._config(config), fd, packed, len(addresses), segmentation, fail
+        )
+        return cls(c, fail)
+
+    @classmethod
+    def tcp(cls, pool: Pool, config: Any, fd: int) -> Sender:
+        """Send through a connected socket, which is duplicated."""
+        fail = ffi.new("struct xps_fail *")
+        return cls(lib.xps_tcp_sender_new(pool.c, cls._config(config), fd, fail), fail)
+
+    @classmethod
+    def inproc(cls, pool: Pool, config: Any, queues: Sequence[InprocQueue]) -> Sender:
+        """Send to a queue each."""
+        fail = ffi.new("struct xps_fail *")
+        c_queues = ffi.new("struct xps_inproc_queue *[]", [queue.c for queue in queues])
+        c = lib.xps_inproc_sender_new(pool.c, cls._config(config), c_queues, len(queues), fail)
+        return cls(c, fail)
+
+    @classmethod
+    def to_bytes(cls, pool: Pool, config: Any) -> Sender:
+        """Send into memory."""
+        fail = ffi.new("struct xps_fail *")
+        return cls(lib.xps_bytes_sender_new(pool.c, cls._config(config), fail), fail)
+
+    @classmethod
+    def xdp(
+        cls,
+        pool: Pool,
+        config: Any,
+        link: tuple[int, int, int],
+        destinations: Sequence[XdpDestination],
+        buffer_size: int,
+        zero_copy: bool | None,
+    ) -> tuple[Sender, XdpObtained]:
+        """Send through one queue of an interface; `link` is its index, the queue and its MTU."""
+        fail = ffi.new("struct xps_fail *")
+        ifindex, queue, mtu = link
+        c_destinations = ffi.new(
+            "struct xps_xdp_destination[]",
+            [
+                {
+                    "source_mac": to.source_mac,
+                    "mac": to.mac,
+                    "source_address": to.source_address.ljust(16, b"\0"),
+                    "address": to.address.ljust(16, b"\0"),
+                    "source_port": to.source_port,
+                    "port": to.port,
+                    "family": 4 if len(to.address) == 4 else 6,
+                    "ttl": to.ttl,
+                }
+                for to in destinations
+            ],
+        )
+        xdp = ffi.new(
+            "struct xps_xdp_sender_config *",
+            {
+                "ifindex": ifindex,
+                "queue": queue,
+                "mtu": mtu,
+                "destinations": c_destinations,
+                "n_destinations": len(destinations),
+                "buffer_size": buffer_size,
+                "zero_copy": -1 if zero_copy is None else int(zero_copy),
+            },
+        )
+        obtained = ffi.new("struct xps_xdp_obtained *")
+        c = lib.xps_xdp_sender_new(pool.c, cls._config(config), xdp, obtained, fail)
+        return cls(c, fail), XdpObtained.of(obtained)
+
+    def disown(self) -> None:
+        """Of one through AF_XDP, in a forked child: let go of the parent's socket."""
+        lib.xps_xdp_sender_disown(self.c)
+
+    def value(self) -> bytes:
+        """Return what was sent into memory."""
+        length = lib.xps_bytes_sender_value(self.c, ffi.NULL, 0)
+        data = bytearray(length)
+        lib.xps_bytes_sender_value(
+            self.c, ffi.cast("uint8_t *", ffi.from_buffer(data)) if length else ffi.NULL, length
+        )
+        return bytes(data)
+
+    @property
+    def n_substreams(self) -> int:
+        """Number of destinations."""
+        return int(lib.xps_sender_n_substreams(self.c))
+
+    def set_cnt_sequence(self, next_: int, step: int) -> None:
+        """Choose the identifiers of heaps that have none."""
+        lib.xps_sender_set_cnt_sequence(self.c, next_, step)
+
+    def send(self, group: Group, mode: int) -> int:
+        """Send heaps and return how many bytes of packets they were, waiting until they are sent.
+
+        Raises
+        ------
+        OSError
+            If that failed.
+        """
+        if self._left:
+            self._let_go()
+        result = ffi.new(_RESULT)
+        heaps = ffi.from_buffer(_REFERENCES, group.packed)
+        try:
+            code = lib.xps_sender_send(self.c, heaps, group.n, mode, self._SLICE_MS, result)
+            # A signal may have come, whose handler runs before the next call.
+            while code > 0 and not result.done:
+                lib.xps_sender_wait(self.c, code, self._SLICE_MS, result)
+        except BaseException:
+            lib.xps_sender_forget(self.c, result.ticket)
+            self._left.append((lib.xps_sender_last_ticket(self.c), group))
+            raise
+        if code < 0:
+            raise _refused(code)
+        if result.error:
+            raise _send_error(result.error)
+        return int(result.bytes)
+
+    def _let_go(self) -> None:
+        done = lib.xps_sender_done_ticket(self.c)
+        while self._left and self._left[0][0] <= done:
+            self._left.popleft()
+
+    def post(self, group: Group, mode: int) -> tuple[int, int | Exception | None]:
+        """Queue heaps; return a ticket, and the outcome if it is known at once.
+
+        Without an outcome the caller holds the group until :meth:`take` tells it. If the heaps are
+        refused the ticket is 0, and the outcome is what is wrong with them.
+        """
+        result = ffi.new(_RESULT)
+        heaps = ffi.from_buffer(_REFERENCES, group.packed)
+        code = lib.xps_sender_post(self.c, heaps, group.n, mode, result)
+        if code < 0:
+            return 0, _refused(code)
+        return code, self._outcome(result) if result.done else None
+
+    @staticmethod
+    def _outcome(result: Any) -> int | OSError:
+        return _send_error(result.error) if result.error else int(result.bytes)
+
+    def take(self) -> list[tuple[int, int | OSError]]:
+        """Return ticket and outcome of posted groups that have been done since, in order."""
+        results = ffi.new("struct xps_send_result[]", self._RESULTS)
+        taken: list[tuple[int, int | OSError]] = []
+        while (n := lib.xps_sender_take(self.c, results, self._RESULTS)) > 0:
+            taken += [(int(result.ticket), self._outcome(result)) for result in results[0:n]]
+        return taken
+
+    def flush(self, timeout_s: float = math.inf) -> bool:
+        """Wait until everything that is in the queue has been sent or has failed: whether it is."""
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            code = lib.xps_sender_flush(self.c, round(min(self._SLICE_MS, left * 1e3)))
+            if code > 0:
+                return True
+            if code < 0 and code != -errno.EINTR:
+                raise _refused(code)
+        return False
+
+    def stop(self) -> None:
+        """Send no more."""
+        lib.xps_sender_stop(self.c)
+
+    @property
+    def last_ticket(self) -> int:
+        """The last one that was given out."""
+        return int(lib.xps_sender_last_ticket(self.c))
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to be sent."""
+        return bool(lib.xps_sender_done_ticket(self.c) == lib.xps_sender_last_ticket(self.c))
+
+    @property
+    def fd(self) -> int:
+        """Descriptor that is readable while there are results."""
+        fd = lib.xps_sender_fd(self.c)
+        if fd < 0:
+            raise _refused(fd)
+        return int(fd)
+
+    def stats(self) -> dict[str, int]:
+        """Return a consistent snapshot of the statistics."""
+        stats = ffi.new("uint64_t[]", lib.XPS_N_SEND_STATS)
+        lib.xps_sender_stats(self.c, stats)
+        return dict(zip(SEND_STAT_NAMES, stats, strict=True))
 
 
 class Capture:
@@ -476,10 +870,4 @@ class Stream:
             _raise(code, fail)
         if obtained.mode == lib.XPS_XDP_AUTO:
             return None
-        return XdpObtained(
-            native=obtained.mode == lib.XPS_XDP_NATIVE,
-            zero_copy=bool(obtained.zero_copy),
-            multi_buffer=bool(obtained.multi_buffer),
-            frame_size=int(obtained.frame_size),
-            memory=int(obtained.memory),
-        )
+        return XdpObtained.of(obtained)

@@ -12,6 +12,7 @@ import operator
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final, Protocol, Self
 
 import numpy as np
@@ -202,6 +203,126 @@ class RawDescriptor:
             for field in _split("format fields", form, format_width, MAX_FORMAT_FIELDS)
         ]
         return raw
+
+    def to_packet(self, flavour: Flavour) -> bytes:
+        """Return the value of the descriptor item that says all this: a whole SPEAD packet.
+
+        Parameters
+        ----------
+        flavour : Flavour
+            Flavour of the surrounding heap, and of this packet. ``BUG_COMPAT_DESCRIPTOR_WIDTHS``
+            and ``BUG_COMPAT_SHAPE_BIT_1`` change how shape and format are written.
+
+        Raises
+        ------
+        ValueError
+            If something does not fit the flavour: the identifier, a size, the width of a field
+            in bits, or all of it together.
+        """
+        return _write_packet(
+            operator.index(self.id),
+            bytes(self.name),
+            bytes(self.description),
+            tuple(self._shape),
+            tuple(self._format),
+            bytes(self.numpy_header),
+            flavour.heap_address_bits,
+            flavour.bug_compat,
+        )
+
+
+# Descriptors are sent again and again for receivers that come late.
+@lru_cache(maxsize=256)
+def _write_packet(
+    id: int,
+    name: bytes,
+    description: bytes,
+    shape: tuple[int | None, ...],
+    format: tuple[tuple[str, int], ...],
+    numpy_header: bytes,
+    address_bits: int,
+    bug_compat: int,
+) -> bytes:
+    """Return the packet of a descriptor, in the flavour of `address_bits` and `bug_compat`."""
+    what = f"descriptor 0x{id:x} ({name.decode('latin-1')!r})"
+    if not 0 < id < 1 << (63 - address_bits):
+        raise ValueError(
+            f"{what}: in a heap of SPEAD-64-{address_bits} an identifier must be from 1 to "
+            f"{(1 << (63 - address_bits)) - 1:#x}"
+        )
+    shape_width, format_width = _field_widths(address_bits // 8, bug_compat)
+    variable = 2 if bug_compat & proto.BUG_COMPAT_SHAPE_BIT_1 else 1
+    fields = [
+        (proto.DESCRIPTOR_NAME_ID, name),
+        (proto.DESCRIPTOR_DESCRIPTION_ID, description),
+        (proto.DESCRIPTOR_FORMAT_ID, _write_format(what, format, format_width)),
+        (proto.DESCRIPTOR_SHAPE_ID, _write_shape(what, shape, shape_width, variable)),
+    ]
+    if numpy_header:
+        fields.append((proto.DESCRIPTOR_DTYPE_ID, numpy_header))
+    payload = b"".join([value for _, value in fields])
+    if not payload:
+        # As in spead2, no heap is without payload.
+        fields.append((proto.NULL_ID, b""))
+        payload = b"\0"
+    length = len(payload)
+    if length >> address_bits:
+        raise ValueError(
+            f"{what} is {length} bytes long, too much for {address_bits} address bits: shorten its "
+            "description or use a flavour with more of them"
+        )
+    immediate = (
+        (proto.HEAP_CNT_ID, 1),
+        (proto.HEAP_LENGTH_ID, length),
+        (proto.PAYLOAD_OFFSET_ID, 0),
+        (proto.PAYLOAD_LENGTH_ID, length),
+        (proto.DESCRIPTOR_ID_ID, id),
+    )
+    pointers = [_IMMEDIATE | item_id << address_bits | number for item_id, number in immediate]
+    offset = 0
+    for item_id, value in fields:
+        pointers.append(item_id << address_bits | offset)
+        offset += len(value)
+    return (
+        struct.pack(
+            f">BBBBHH{len(pointers)}Q",
+            proto.MAGIC,
+            proto.VERSION,
+            8 - address_bits // 8,
+            address_bits // 8,
+            0,
+            len(pointers),
+            *pointers,
+        )
+        + payload
+    )
+
+
+def _write_format(what: str, format: Iterable[tuple[str, int]], width: int) -> bytes:
+    """Return a format, each field in `width` bytes: type code and width in bits."""
+    limit = 1 << 8 * (width - 1)
+    for code, bits in format:
+        if not 0 <= bits < limit:
+            raise ValueError(
+                f"{what}: a field of {bits} bits cannot be described in this flavour, which has "
+                f"{8 * width - 8} bits for its width"
+            )
+        if not code.isascii():
+            raise ValueError(f"{what}: type code {code!r} is not ASCII")
+    return b"".join([code.encode() + bits.to_bytes(width - 1, "big") for code, bits in format])
+
+
+def _write_shape(what: str, shape: Iterable[int | None], width: int, variable: int) -> bytes:
+    """Return a shape, each dimension in `width` bytes: a flag (`variable` or 0) and the size."""
+    limit = 1 << 8 * (width - 1)
+    for size in shape:
+        if size is not None and size >= limit:
+            raise ValueError(
+                f"{what}: a dimension of {size} cannot be described in this flavour, which has "
+                f"{8 * width - 8} bits for it"
+            )
+    words = [variable * limit if size is None else size for size in shape]
+    return b"".join([word.to_bytes(width, "big") for word in words])
 
 
 def _decode_packet(data: bytes) -> tuple[int, list[int], bytes]:
@@ -538,7 +659,10 @@ class Descriptor:
         """Width of one element in bits."""
         if self.format is None:
             return 8 * self._internal_dtype.itemsize
-        return sum(bits for _, bits in self.format)
+        total = 0
+        for _, bits in self.format:
+            total += bits
+        return total
 
     def is_variable_size(self) -> bool:
         """Return whether the length of a value can vary."""
@@ -549,7 +673,7 @@ class Descriptor:
 
         That takes a length that never varies, and is a whole number of bytes per element.
         """
-        return not self.is_variable_size() and self.itemsize_bits % 8 == 0
+        return None not in self.shape and self.itemsize_bits % 8 == 0
 
     def dynamic_shape(self, max_elements: int) -> Sequence[int]:
         """Return the shape of a value, given how many elements arrived.

@@ -129,7 +129,7 @@ class Item(Descriptor):
         else:
             self.value = self._addressed(data, 0, data.size)
 
-    def to_buffer(self) -> np.ndarray[Any, Any] | bytearray:
+    def to_buffer(self) -> np.ndarray[Any, Any] | bytes:
         """Return the bytes of the value as they are sent, as an object with the buffer protocol.
 
         Raises
@@ -214,7 +214,7 @@ class ItemGroup:
         Item
             The new item. It replaces those of the same identifier or name, with a version above
             theirs; but if the group has an item with the very same descriptor, then that one
-            stays, and the new one is not in the group.
+            stays, gets the value if there is one, and the new one is not in the group.
 
         Raises
         ------
@@ -226,7 +226,9 @@ class ItemGroup:
             while id in self._by_id:
                 id += 1
         item = Item(id, name, description, shape, dtype, order, format, value)
-        self._add(item)
+        kept = self._add(item)
+        if kept is not item and value is not None:
+            kept.value = value
         return item
 
     def __getitem__(self, key: int | str) -> Item:

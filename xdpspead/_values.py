@@ -30,6 +30,13 @@ Decoders: TypeAlias = tuple[AddressedDecoder, ImmediateDecoder]
 
 # Records that are unpacked at once: bounds the temporary memory to a few MiB.
 _BLOCK: Final = 1 << 16
+# Bits that are packed at once, each of which takes a byte or two meanwhile.
+_PACKED_BITS: Final = 1 << 20
+
+_TEXT: Final = (str, bytes)
+_INTEGERS: Final = (int, np.integer, np.bool_)
+# Kinds of dtypes that are formats of buffers, surely.
+_PLAIN_KINDS: Final = frozenset("biufcSU")
 
 
 def _too_few(descriptor: Descriptor, actual: int, wanted: int) -> NoReturn:
@@ -341,7 +348,7 @@ def _wide_field(data: Any, starts: Iterable[int], code: str, bits: int) -> Itera
         yield value != 0 if code == "b" else (value ^ sign) - sign
 
 
-def encode(descriptor: Descriptor, value: Any) -> np.ndarray[Any, Any] | bytearray:
+def encode(descriptor: Descriptor, value: Any) -> np.ndarray[Any, Any] | bytes:
     """Return the bytes of a value as they are sent.
 
     Parameters
@@ -355,9 +362,9 @@ def encode(descriptor: Descriptor, value: Any) -> np.ndarray[Any, Any] | bytearr
 
     Returns
     -------
-    ndarray or bytearray
-        A C-contiguous array for native types, whose bytes in order are what is sent, else the
-        packed bits.
+    ndarray or bytes
+        For native types a C-contiguous array whose bytes in order are what is sent: the memory of
+        `value` itself if that is an array of this dtype and order. Else the packed bits.
 
     Raises
     ------
@@ -369,42 +376,131 @@ def encode(descriptor: Descriptor, value: Any) -> np.ndarray[Any, Any] | bytearr
     if value is None:
         raise ValueError("Cannot send a value of None")
     dtype = descriptor._internal_dtype
-    order: Any = descriptor.order
-    if len(descriptor.shape) == 1 and isinstance(value, str | bytes):
-        value = [value[i : i + 1] for i in range(len(value))]
-    array: np.ndarray[Any, Any] = np.asarray(value, dtype, order=order)
-    if not descriptor.compatible_shape(array.shape):
-        raise ValueError(f"Value has shape {array.shape}, expected {descriptor.shape}")
+    shape = descriptor.shape
     if dtype.hasobject:
-        return _pack(array, descriptor.format or ())
-    return array.T if order == "F" else array
+        return _encode_packed(descriptor, value)
+    if len(shape) == 1 and isinstance(value, _TEXT):
+        value = [value[i : i + 1] for i in range(len(value))]
+    order: Any = descriptor.order
+    array: np.ndarray[Any, Any] = np.asarray(value, dtype, order=order)
+    if array.shape != shape:
+        _check_shape(descriptor, array.shape)
+    if order == "F":
+        array = array.T
+    return array if dtype.kind in _PLAIN_KINDS else _exportable(array)
 
 
-def _field_bits(value: Any, code: str, bits: int) -> str:
-    """Return one field as a string of 0 and 1."""
+def _exportable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the array, or its bytes if it is of a dtype that is no format of buffers: times."""
+    try:
+        memoryview(array)  # type: ignore[arg-type]
+    except ValueError:
+        return array.reshape(-1).view(np.uint8)
+    return array
+
+
+def _check_shape(descriptor: Descriptor, shape: tuple[int, ...]) -> None:
+    if not descriptor.compatible_shape(shape):
+        raise ValueError(f"Value has shape {shape}, expected {descriptor.shape}")
+
+
+def _encode_packed(descriptor: Descriptor, value: Any) -> bytes:
+    """Return the bytes of a value whose elements are no native types."""
+    fields = descriptor.format or []
+    shape = descriptor.shape
+    single = len(fields) == 1
+    if single and not shape and isinstance(value, _INTEGERS):
+        code, bits = fields[0]
+        return _pack_integer(int(value), code, bits)
+    dtype = descriptor._internal_dtype
+    if len(shape) == 1 and isinstance(value, _TEXT):
+        value = [value[i : i + 1] for i in range(len(value))]
+    # Whole numbers in an array need not become objects first.
+    keep = single and isinstance(value, np.ndarray) and value.dtype.kind in "uib"
+    array = np.asarray(value) if keep else np.asarray(value, dtype)
+    if array.shape != shape:
+        _check_shape(descriptor, array.shape)
+    return _pack(array.reshape(-1), fields)
+
+
+def _out_of_range(number: int, code: str, bits: int) -> NoReturn:
+    raise ValueError(f"{number} is out of range for {code}{bits}")
+
+
+def _pack_integer(number: int, code: str, bits: int) -> bytes:
+    """Return one integer or boolean, with zeros up to a whole byte."""
     if code == "b":
-        return f"{bool(value):0{bits}b}"
+        number = number != 0
+    elif code == "u":
+        if number < 0 or number >> bits:
+            _out_of_range(number, code, bits)
+    else:
+        if not -(1 << bits - 1) <= number < 1 << bits - 1:
+            _out_of_range(number, code, bits)
+        number &= (1 << bits) - 1
+    n_bytes = (bits + 7) >> 3
+    return (number << 8 * n_bytes - bits).to_bytes(n_bytes, "big")
+
+
+def _pack(array: np.ndarray[Any, Any], fields: Sequence[tuple[str, int]]) -> bytes:
+    """Return the records of a one-dimensional array, bit-packed, with zeros up to a whole byte."""
+    names = array.dtype.names
+    n_bits = sum(bits for _, bits in fields)
+    n_records = len(array)
+    packed = []
+    # A block is a multiple of 8 records, so that each but the last is whole bytes.
+    block = max(8, _PACKED_BITS // n_bits // 8 * 8)
+    for first in range(0, n_records, block):
+        part = array[first : first + block]
+        digits = np.empty((len(part), n_bits), np.uint8)
+        start = 0
+        for i, (code, bits) in enumerate(fields):
+            column = part if names is None else part[names[i]]
+            digits[:, start : start + bits] = _digits(column, code, bits)
+            start += bits
+        packed.append(np.packbits(digits.reshape(-1)).tobytes())
+    return b"".join(packed)
+
+
+def _digits(column: np.ndarray[Any, Any], code: str, bits: int) -> np.ndarray[Any, Any]:
+    """Return the bits of a field of many records, shape ``(n_records, bits)``, dtype ``uint8``."""
+    data: np.ndarray[Any, Any]
     if code == "f":
-        data = np.asarray(value, f">f{bits // 8}").tobytes()
-        return f"{int.from_bytes(data, 'big'):0{bits}b}"
-    if code == "c":
-        return f"{ord(value or chr(0)):08b}"
-    number = int(value)
-    low, high = (-(1 << (bits - 1)), 1 << (bits - 1)) if code == "i" else (0, 1 << bits)
-    if not low <= number < high:
-        raise ValueError(f"{number} is out of range for {code}{bits}")
-    return f"{number & ((1 << bits) - 1):0{bits}b}"
-
-
-def _pack(array: np.ndarray[Any, Any], fields: Sequence[tuple[str, int]]) -> bytearray:
-    """Return the records of an array, bit-packed, with zeros up to a whole byte."""
-    records = array.reshape(-1).tolist()
-    if array.dtype.names is None:
-        records = [(record,) for record in records]
-    text = "".join(
-        _field_bits(value, code, bits)
-        for record in records
-        for value, (code, bits) in zip(record, fields, strict=True)
+        data = column.astype(f">f{bits // 8}")
+    elif code == "c":
+        data = column.astype("S1")
+    elif code == "b":
+        wide = np.zeros((len(column), bits), np.uint8)
+        wide[:, -1] = column.astype(bool)
+        return wide
+    else:
+        data = _integers(column, code, bits)
+    digits = np.unpackbits(
+        np.ascontiguousarray(data).view(np.uint8).reshape(len(column), -1), axis=1
     )
-    digits = np.frombuffer(text.encode("ascii"), np.uint8) - ord("0")
-    return bytearray(np.packbits(digits).tobytes())
+    return digits[:, digits.shape[1] - bits :]
+
+
+def _integers(column: np.ndarray[Any, Any], code: str, bits: int) -> np.ndarray[Any, Any]:
+    """Return integers in big-endian bytes, as many as `bits` take or more.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range.
+    """
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if code == "i" else (0, (1 << bits) - 1)
+    numbers: Any
+    if column.dtype.kind in "uib":
+        numbers, extremes = column, (int(column.min()), int(column.max()))
+    else:
+        numbers = [int(number) for number in column.tolist()]
+        extremes = min(numbers), max(numbers)
+    for extreme in extremes:
+        if not low <= extreme <= high:
+            _out_of_range(extreme, code, bits)
+    if bits <= 64:
+        return np.asarray(numbers, np.int64 if code == "i" else np.uint64).astype(f">{code}8")
+    n_bytes = (bits + 7) // 8
+    text = b"".join(int(v).to_bytes(n_bytes, "big", signed=code == "i") for v in numbers)
+    return np.frombuffer(text, f"V{n_bytes}")
