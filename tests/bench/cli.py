@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from bench import build, machine, network
+from bench import build, machine, network, sending
 from bench.library import LIBRARIES, OURS, PEER
 from bench.paths import BUILD, RUN
 from bench.results import Results, print_comparison, print_results, read
 
-PARTS = ("memory", "iterate", "udp", "xdp")
+PARTS = ("memory", "iterate", "udp", "xdp", "send")
+GENERATORS = ("kernel", "udp", "xdp")
 PACKETS_PER_HEAP = 64
 CORE_PAYLOADS = (64, 1024, 8192)
 ITERATE_PAYLOADS = (1024, 8192)
@@ -66,6 +67,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--time-limit", type=_positive, help=f"seconds (default {FULL.time_limit_s:g})")
     add("--sender-core", type=int, default=0, help="core of the packet generator (default 0)")
     add("--receiver-core", type=int, default=1, help="core of the receivers (default 1)")
+    add(
+        "--generator",
+        choices=GENERATORS,
+        default="kernel",
+        help=f"what sends to the receivers: a program in the kernel, or {OURS}'s own sender",
+    )
     add("--udp-checksum", action="store_true", help="send valid UDP checksums, which lets GRO work")
     add("--json", type=Path, default=BUILD / "results.json", help="where to write the results")
     add("--compare", type=Path, metavar="OLD.json", help="print the change since an earlier run")
@@ -113,6 +120,7 @@ class Session:
         self.results = Results()
         self.deadline = time.monotonic() + self.plan.time_limit_s
         self.xdp = False
+        self.senders: dict[str, list[str]] = {}
         self.log: TextIO = sys.stderr
 
     def run(self) -> int:
@@ -125,6 +133,7 @@ class Session:
         results.options = {
             "quick": self.options.quick,
             "udp_checksum": self.options.udp_checksum,
+            "generator": self.options.generator,
             "sender_core": self.options.sender_core,
             "receiver_core": self.options.receiver_core,
             "plan": self.plan._asdict(),
@@ -166,6 +175,11 @@ class Session:
                     f"{name} cannot be imported ({facts['error']}); --only {other} does without it"
                 )
             self.results.machine[name] = facts["version"]
+            self.senders[name] = [
+                transport
+                for transport, fact in (("udp", "send"), ("xdp", "send_xdp"))
+                if facts.get(fact)
+            ]
             if name == OURS:
                 self.xdp = facts["xdp"]
 
@@ -183,6 +197,8 @@ class Session:
                     self._rounds("iteration", self._iterate_steps)
                 if "udp" in parts or "xdp" in parts:
                     self._network()
+                if "send" in parts:
+                    self._send()
             except OutOfTimeError:
                 limit = self.plan.time_limit_s
                 self.results.note(f"stopped at the time limit of {limit:g} s: samples are missing")
@@ -281,7 +297,14 @@ class Session:
             self.options.udp_checksum,
             self.options.sender_core,
             self.options.receiver_core,
+            self.options.generator,
         )
+        if load.generator != "kernel":
+            if load.generator not in self.senders.get(OURS, ()):
+                raise ValueError(f"--generator {load.generator}: this {OURS} has no such sender")
+            self.results.note(
+                f"the receivers were measured with {OURS}'s {load.generator.upper()} sender"
+            )
         generator = build.generator()
         # A plain socket needs GRO at its end of the pair: that is what turns NAPI on there.
         with network.netlab().VethLab(gro=True) as lab:
@@ -329,6 +352,44 @@ class Session:
     def _keep(self, receiver: network.Receiver, trials: list[network.Trial]) -> None:
         for trial in trials:
             self.results.trials.append({**receiver._asdict(), **trial._asdict()})
+
+    # ---- sending --------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        for name in self.libraries:
+            if not self.senders[name]:
+                self.results.note(f"this {name} cannot send")
+        with contextlib.ExitStack() as stack:
+            lab = None
+            if os.geteuid() == 0:
+                lab = stack.enter_context(sending.far_end())
+            else:
+                self.results.note("without root the highest rates of senders cannot be measured")
+            self._rounds("send", lambda: self._send_steps(lab))
+
+    def _send_steps(self, lab: Any) -> Iterator[Callable[[], None]]:
+        senders = [(name, transport) for name in self.libraries for transport in self.senders[name]]
+        if lab is not None:
+            for payload in sending.PAYLOADS:
+                for name, transport in senders:
+                    yield functools.partial(self._send_packets, lab, name, transport, payload)
+        for transport in sending.TRANSPORTS:
+            for how in sending.HOWS:
+                for name in self.libraries:
+                    if self.senders[name]:
+                        yield functools.partial(self._send_heaps, name, transport, how)
+
+    def _send_packets(self, lab: Any, name: str, transport: str, payload: int) -> None:
+        core, seconds = self.options.sender_core, self.plan.trial_s
+        speed = sending.packets(lab, name, transport, payload, core, seconds, self.log)
+        prefix = f"send/{transport}-{payload}/{name}"
+        self.results.add(f"{prefix}/pps", speed.per_s)
+        self.results.add(f"{prefix}/cpu_ns", speed.cpu_ns)
+
+    def _send_heaps(self, name: str, transport: str, how: str) -> None:
+        core, seconds = self.options.sender_core, self.plan.trial_s
+        speed = sending.heaps(name, transport, how, core, seconds, self.log)
+        self.results.add(f"send/heaps-{transport}-{how}/{name}/heaps_per_s", speed.per_s)
 
     # ---- after ----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ The parent process imports neither of them; it asks a child what there is.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -54,4 +55,9 @@ def child(arguments: dict[str, Any]) -> None:
         return
     version = getattr(library.base, "__version__", "unknown")
     xdp = hasattr(library.recv, "UdpXdpConfig")
-    print(json.dumps({"version": version, "xdp": xdp, "path": library.base.__file__}))
+    facts = {"version": version, "xdp": xdp, "path": library.base.__file__}
+    with contextlib.suppress(ImportError):
+        send = importlib.import_module(f"{arguments['name']}.send")
+        facts["send"] = hasattr(send, "UdpStream")
+        facts["send_xdp"] = hasattr(send, "UdpXdpStream")
+    print(json.dumps(facts))

@@ -10,11 +10,12 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple
 
+from bench.library import OURS
 from bench.paths import ROOT, RUN
 
 PORT = 8888
@@ -41,13 +42,14 @@ class Receiver(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What is sent, and on which cores it is sent and received."""
+    """What is sent, by what, and on which cores it is sent and received."""
 
     payload: int
     packets_per_heap: int
     udp_checksum: bool
     sender_core: int
     receiver_core: int
+    generator: str = "kernel"
 
 
 class Trial(NamedTuple):
@@ -212,9 +214,11 @@ class Bench:
 
     def start_generator(self, rate: float, seconds: float) -> _Child:
         """Start a generator that waits for a line on its standard input."""
-        program, bpf_object = self._generator
         load, lab = self.load, self.lab
         count = max(1, round(rate * seconds))
+        if load.generator != "kernel":
+            return self._start_sender(rate, seconds, count)
+        program, bpf_object = self._generator
         command = [
             *(program, "--object", bpf_object, "--interface", lab.tx.interface, "--wait"),
             *("--dst-mac", lab.rx.mac, "--dst-ip", lab.rx.ipv4, "--src-ip", lab.tx.ipv4),
@@ -224,10 +228,50 @@ class Bench:
         ]
         if load.udp_checksum:
             command.append("--udp-checksum")
-        # Heap ids are never used twice, so that late packets cannot look like new heaps.
-        self._next_heap += count // load.packets_per_heap + 1000
+        self._next_heap = self._heap_after(count)
         process = lab.tx.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return _Child(process, "the generator")
+
+    def _heap_after(self, count: int) -> int:
+        """Return a heap id that is not used by the next packets, nor by others before.
+
+        So late packets cannot look like new heaps.
+        """
+        return self._next_heap + count // self.load.packets_per_heap + 1000
+
+    def _start_sender(self, rate: float, seconds: float, count: int) -> _Child:
+        """Start our own sender in place of the generator."""
+        load, lab = self.load, self.lab
+        arguments = {
+            "mode": "generate",
+            "library": OURS,
+            "transport": load.generator,
+            "core": load.sender_core,
+            "payload": load.payload,
+            "packets_per_heap": load.packets_per_heap,
+            "address": lab.rx.ipv4,
+            "port": PORT,
+            "interface": lab.tx.interface,
+            "rate": rate,
+            "count": count,
+            "limit_s": 1.2 * seconds + 1,
+            "first_heap": self._next_heap,
+        }
+        self._next_heap = self._heap_after(count)
+        return start_sender(lab.tx.popen, arguments, self._log)
+
+
+def start_sender(
+    popen: Callable[..., subprocess.Popen[bytes]], arguments: dict[str, Any], log: IO[str] | None
+) -> _Child:
+    """Start a sending process where `popen` does."""
+    process = popen(
+        [sys.executable, "-P", str(RUN), "send", json.dumps(arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+    )
+    return _Child(process, f"{arguments['library']}'s sender")
 
 
 class Running:

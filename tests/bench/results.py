@@ -153,6 +153,8 @@ def _possible_ratios(samples: dict[str, list[float]]) -> Iterator[Ratio]:
             size = size_name(int(size_text))
             what = f"one-packet heaps of {size} {how} per second"
             yield Ratio(f"{what}, of {PEER}'s", name, theirs, False)
+        elif part == "send":
+            yield _sending_ratio(name, case, metric)
         else:
             # spead2 has no AF_XDP: its UDP is what both of ours are compared with.
             theirs = f"udp/{case}/{PEER}/{metric}"
@@ -164,6 +166,49 @@ def _possible_ratios(samples: dict[str, list[float]]) -> Iterator[Ratio]:
                 settings = "tuned" if case.endswith("-tuned") else "default settings"
                 what = f"highest rate with under 0.1 % loss, {settings}"
                 yield Ratio(f"{transport}: {what}, of {PEER} UDP's", name, theirs, False)
+
+
+_HOWS = {
+    "sync": "one call each",
+    "list": "in prepared lists",
+    "asyncio": "by coroutines, several under way",
+}
+
+
+def _sending_ratio(name: str, case: str, metric: str) -> Ratio:
+    """Return the ratio of one of our senders to spead2's, for AF_XDP too to its UDP."""
+    transport, _, size = case.partition("-")
+    if transport == "heaps":
+        where, _, how = size.partition("-")
+        what = f"heaps of 1 KiB sent per second, {where.upper()}, {_HOWS[how]}"
+        return Ratio(f"{what}, of {PEER}'s", name, f"send/{case}/{PEER}/{metric}", False)
+    label = {"udp": "UDP", "xdp": "AF_XDP"}[transport]
+    lower = metric == "cpu_ns"
+    what = "CPU time per packet" if lower else "packets per second"
+    theirs = f"send/udp-{size}/{PEER}/{metric}"
+    packet = size_name(int(size))
+    return Ratio(f"sending {packet} by {label}: {what}, of {PEER} UDP's", name, theirs, lower)
+
+
+def _sending_checks() -> Iterator[Check]:
+    """Yield what is promised of senders."""
+    for size in (1024, 8192):
+        for metric, what, limit in (
+            ("pps", "packets per second", {"at_least": 1.0}),
+            ("cpu_ns", "CPU time per packet", {"at_most": 1.0}),
+        ):
+            yield Check(
+                f"sending {size_name(size)} by UDP: {what}, of spead2's",
+                f"send/udp-{size}/{OURS}/{metric}",
+                f"send/udp-{size}/{PEER}/{metric}",
+                **limit,
+            )
+        yield Check(
+            f"sending {size_name(size)} by AF_XDP: packets per second, of spead2 UDP's",
+            f"send/xdp-{size}/{OURS}/pps",
+            f"send/udp-{size}/{PEER}/pps",
+            at_least=2.0,
+        )
 
 
 CHECKS = [
@@ -197,6 +242,7 @@ CHECKS = [
         f"memory/8192/{OURS}/two_cores_wall_ns",
         at_least=0.8,
     ),
+    *_sending_checks(),
 ]
 
 

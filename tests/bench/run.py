@@ -14,7 +14,12 @@ TESTS = Path(__file__).resolve().parents[1]
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
-CHILDREN = {"memory": "bench.memory", "receive": "bench.receive", "library": "bench.library"}
+CHILDREN = {
+    "memory": "bench.memory",
+    "receive": "bench.receive",
+    "send": "bench.send",
+    "library": "bench.library",
+}
 
 
 def main() -> int:
