@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdpspead import _demo
+import xdpspead
+from xdpspead import _demo, send
 from xdpspead import _demo_sender as sender
 from xdpspead._features import Feature, Features
 
@@ -31,16 +31,16 @@ REPORT = sender.Report(
     last_cnt=10,
     heaps=9,
     descriptor_heaps=1,
-    packets=9 * sender.PACKETS_PER_HEAP + 1,
+    packets=9 * 64 + 1,
+    batches=10,
     payload_bytes=9 * sender.HEAP_BYTES,
     seconds=1.0,
-    gso=True,
-    gave_up_s=0.0,
+    late_s=0.0,
 )
 
 
-def demo_command(transport: str, *, seconds: float, gbps: float = 0.2) -> list[str]:
-    options = ["--transport", transport, "--seconds", str(seconds), "--rate", str(gbps)]
+def demo_command(transport: str, *more: str, seconds: float, gbps: float = 0.2) -> list[str]:
+    options = ["--transport", transport, "--seconds", str(seconds), "--rate", str(gbps), *more]
     return [sys.executable, "-m", "xdpspead", "demo", *options]
 
 
@@ -66,7 +66,7 @@ def children(pid: int) -> set[int]:
 
 def is_sender(pid: int) -> bool:
     try:
-        return b"_demo_sender.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"xdpspead._demo_sender" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 
@@ -127,15 +127,14 @@ def test_formula_of_the_content_is_what_the_documentation_says() -> None:
             assert int(words[i]) == (cnt * 0x9E3779B97F4A7C15 + i) % 2**64
 
 
-def test_spead2_reads_what_the_sender_writes() -> None:
+def test_spead2_reads_what_the_sender_sends() -> None:
     spead2 = pytest.importorskip("spead2", reason="spead2, the peer, is not installed")
     import spead2.recv  # noqa: F811
 
-    builder = sender.HeapBuilder()
-    packets = sender.descriptor_heap(1)
-    packets += bytes(builder.build(2)) + bytes(builder.build(3)) + sender.stop_heap(4)
+    memory = send.BytesStream(xdpspead.ThreadPool(), sender.configuration(0.1))
+    report = sender.run(memory, gbps=0.1, seconds=0.2)
     stream = spead2.recv.Stream(spead2.ThreadPool())
-    stream.add_buffer_reader(packets)
+    stream.add_buffer_reader(memory.getvalue())
     items = spead2.ItemGroup()
     seen = []
     for heap in stream:
@@ -145,23 +144,9 @@ def test_spead2_reads_what_the_sender_writes() -> None:
             assert updated["timestamp"].value == heap.cnt * sender.WORDS_PER_HEAP
             assert updated["samples"].value.dtype == np.uint64
             np.testing.assert_array_equal(updated["samples"].value, sender.expected_words(heap.cnt))
-    assert seen == [2, 3]
-
-
-@pytest.mark.parametrize("gso", [True, False])
-def test_each_packet_travels_in_a_datagram_of_its_own(gso: bool) -> None:
-    heap = bytes(sender.HeapBuilder().build(5))
-    size = len(heap) // sender.PACKETS_PER_HEAP
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        receiver.bind(("127.0.0.1", 0))
-        receiver.settimeout(TIMEOUT_S)
-        sock = sender._Socket(*receiver.getsockname())
-        sock.gso = sock.gso and gso
-        sock.send_heap(memoryview(heap))
-        assert sock.gso is gso
-        got = [receiver.recv(65536) for _ in range(sender.PACKETS_PER_HEAP)]
-    assert got == [heap[start : start + size] for start in range(0, len(heap), size)]
+    assert seen == list(range(2, report.last_cnt + 1))
+    assert report.heaps == len(seen)
+    assert report.packets == 64 * len(seen) + 1
 
 
 def test_loopback_demonstration_passes() -> None:
@@ -180,9 +165,10 @@ def test_loopback_demonstration_passes() -> None:
 
 @pytest.mark.xdp
 @needs_root
-def test_veth_demonstration_passes_with_af_xdp() -> None:
+@pytest.mark.parametrize("sending", ["udp", "udp_xdp"])
+def test_veth_demonstration_passes_with_af_xdp(sending: str) -> None:
     result = subprocess.run(
-        demo_command("udp_xdp", seconds=1),
+        demo_command("udp_xdp", "--send", sending, seconds=1),
         check=False,
         capture_output=True,
         text=True,
@@ -190,7 +176,13 @@ def test_veth_demonstration_passes_with_af_xdp() -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "PASS: all" in result.stdout
+    assert f"sending by {sending}," in result.stdout
     assert "udp_xdp: native copy, veth0, queue 0" in result.stdout
+
+
+def test_af_xdp_at_the_sending_end_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _demo.run(seconds=1, gbps=0.1, transport="udp", sending="udp_xdp") == 1
+    assert "receive by udp_xdp, as root" in capsys.readouterr().out
 
 
 def test_wrong_content_fails(tmp_path: Path) -> None:
@@ -315,3 +307,11 @@ def test_sender_does_not_outlive_a_killed_receiver(start_demo: StartDemo) -> Non
     process.kill()
     process.communicate(timeout=TIMEOUT_S)
     wait_for(lambda: not is_sender(sender_pid), "the end of the sender")
+
+
+def test_sigterm_ends_the_sender(start_demo: StartDemo) -> None:
+    process, sender_pid = start_demo("udp")
+    os.kill(sender_pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert f"the sender failed with status {-signal.SIGTERM}" in output
+    assert process.returncode == 1

@@ -7,6 +7,8 @@ examples is replaced by a free one. A comment in front of a block says what is s
 ``<!-- test: xdp -->``
     It receives from 239.1.2.3 on an interface called eth1: it runs by itself, in a network
     namespace that has one, and with a sender at the other end.
+``<!-- test: xdp_send -->``
+    Likewise, it sends to 239.1.2.3 through eth1, and there is a receiver at the other end.
 ``<!-- test: compile: REASON -->``
     It cannot run here. It is compiled.
 """
@@ -28,6 +30,8 @@ import target
 
 import xdpspead
 import xdpspead.recv
+import xdpspead.send
+import xdpspead.send.asyncio
 from xdpspead._netlab import VethLab
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +84,7 @@ PAGES = {
 }
 ALL = [block for blocks in PAGES.values() for block in blocks]
 XDP = [block for block in ALL if block.mark == "xdp"]
+XDP_SEND = [block for block in ALL if block.mark == "xdp_send"]
 
 
 def program(blocks: list[Block], port: int) -> str:
@@ -133,7 +138,7 @@ def test_examples_run_and_print_what_the_page_shows(page, tmp_path):
 
 
 def test_examples_that_cannot_run_are_few_and_say_why():
-    unusual = [block for block in ALL if block.mark not in ("", "xdp")]
+    unusual = [block for block in ALL if block.mark not in ("", "xdp", "xdp_send")]
     assert all(block.mark == "compile" and block.reason for block in unusual)
     assert len(unusual) <= 3
     for block in unusual:
@@ -145,7 +150,7 @@ def test_examples_that_cannot_run_are_few_and_say_why():
 
 @contextlib.contextmanager
 def eth1() -> Iterator[VethLab]:
-    """Two namespaces; the interface of the receiving one is called eth1."""
+    """Two namespaces; the interface of the one called rx, where the example runs, is eth1."""
     from xdplab import missing
 
     if os.geteuid() != 0:
@@ -224,12 +229,57 @@ def test_af_xdp_example_receives(block):
     assert "samples" in printed, "".join(errors)
 
 
+#: Says when it listens, and then what it gets.
+RECEIVE = """
+import sys, xdpspead, xdpspead.recv as recv
+group, port, interface = sys.argv[1:]
+stream = recv.Stream(xdpspead.ThreadPool())
+stream.add_udp_reader(group, int(port), interface_address=interface)
+print("ready", flush=True)
+items = xdpspead.ItemGroup()
+for heap in stream:
+    print(*items.update(heap), flush=True)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.xdp
+@pytest.mark.parametrize("block", XDP_SEND, ids=lambda block: f"{block.page}:{block.line}")
+def test_af_xdp_example_sends(block):
+    port = target.free_port()
+    with eth1() as lab:
+        receiver = lab.tx.popen(
+            [sys.executable, "-c", RECEIVE, "239.1.2.3", str(port), lab.tx.ipv4],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        deadline = threading.Timer(DEADLINE, receiver.kill)
+        deadline.start()
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == "ready\n"
+        sent = lab.rx.run(
+            [sys.executable, "-c", program([block], port)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+        assert sent.returncode == 0, sent.stderr
+        received = receiver.stdout.read().splitlines()
+        deadline.cancel()
+        assert receiver.wait(DEADLINE) == 0
+    check([block], sent.stdout, port)
+    assert received[-1] == "end"
+    assert "samples" in received[:-1]
+
+
 # ------------------------------------------------------------------ what the pages name
 
 
 def test_every_public_name_is_in_the_reference():
     reference = (DOCS / "api.md").read_text()
-    for module in (xdpspead, xdpspead.recv):
+    for module in (xdpspead, xdpspead.recv, xdpspead.send, xdpspead.send.asyncio):
         for name in module.__all__:
             if name.isupper() or name == "stream_stat_indices":
                 assert f"`{name}`" in reference, name
@@ -242,6 +292,13 @@ def test_every_statistic_is_explained():
     page = (DOCS / "statistics.md").read_text()
     for name in xdpspead.recv.Stream(xdpspead.ThreadPool()).stats:
         assert f"`{name.removeprefix('xdpspead.')}`" in page, name
+
+
+def test_every_statistic_of_senders_is_explained():
+    page = (DOCS / "sending.md").read_text()
+    table = page.split("(send-statistics)=")[1]
+    for name in xdpspead.send.BytesStream(xdpspead.ThreadPool()).stats:
+        assert re.search(rf"^\| `{name}` \| .{{20,}} \|$", table, re.MULTILINE), name
 
 
 def test_differences_have_names_and_reasons():

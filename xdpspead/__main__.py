@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m xdpspead",
-        description="Receive SPEAD streams through AF_XDP or ordinary sockets.",
+        description="Receive and send SPEAD streams through AF_XDP or ordinary sockets.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_features(commands)
@@ -81,7 +81,13 @@ def _add_demo(commands: Any) -> None:
         "--transport",
         choices=["auto", "udp_xdp", "udp"],
         default="auto",
-        help="auto: udp_xdp as root, udp otherwise (default: %(default)s)",
+        help="how to receive; auto: udp_xdp as root, udp otherwise (default: %(default)s)",
+    )
+    command.add_argument(
+        "--send",
+        choices=["udp", "udp_xdp"],
+        default="udp",
+        help="how to send; udp_xdp only with --transport udp_xdp (default: %(default)s)",
     )
     command.set_defaults(run=_run_demo)
 
@@ -89,7 +95,12 @@ def _add_demo(commands: Any) -> None:
 def _run_demo(options: argparse.Namespace) -> int:
     from xdpspead import _demo
 
-    return _demo.run(seconds=options.seconds, gbps=options.rate, transport=options.transport)
+    return _demo.run(
+        seconds=options.seconds,
+        gbps=options.rate,
+        transport=options.transport,
+        sending=options.send,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The main job on real traffic, as ``python -m xdpspead demo`` and ``make demo`` run it.
 
 A sender in a process of its own, a receiver in this one, and between them either a veth pair with
-AF_XDP at the receiving end (as root) or the loopback interface with an ordinary socket.
+AF_XDP at the receiving end (as root), or at both, or the loopback interface with ordinary sockets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -184,7 +183,7 @@ class _Outcome:
         return self.sent.heaps + self.sent.descriptor_heaps - len(self.check.cnts)
 
 
-def run(*, seconds: float, gbps: float, transport: str) -> int:
+def run(*, seconds: float, gbps: float, transport: str, sending: str = "udp") -> int:
     """Run the demonstration and print what came of it.
 
     Parameters
@@ -194,7 +193,10 @@ def run(*, seconds: float, gbps: float, transport: str) -> int:
     gbps
         Payload rate in 10**9 bit/s.
     transport
-        ``"udp_xdp"``, ``"udp"``, or ``"auto"`` for the first of them that can be had.
+        By what to receive: ``"udp_xdp"``, ``"udp"``, or ``"auto"`` for the first of them that can
+        be had.
+    sending
+        By what to send: ``"udp"``, or ``"udp_xdp"``, which needs it at the receiving end, too.
 
     Returns
     -------
@@ -204,15 +206,19 @@ def run(*, seconds: float, gbps: float, transport: str) -> int:
     """
     if transport == "auto":
         transport = _choose()
+    if sending == "udp_xdp" and transport != "udp_xdp":
+        print("FAIL: there is no AF_XDP on the loopback interface: receive by udp_xdp, as root.")
+        return 1
     try:
         with _network(transport) as network:
             print(f"Sending SPEAD heaps of {sender.HEAP_BYTES // 1024} KiB from {network.title},")
             print(
                 f"{gbps:g} Gb/s of payload for {seconds:g} s, {sender.PACKET_BYTES} bytes a packet;"
-                f" receiving by {network.transport} and checking every byte.",
+                f" sending by {sending}, receiving by {network.transport} and checking every byte.",
                 flush=True,
             )
-            outcome = _receive(network, seconds, gbps)
+            command = _sender_command(network, seconds, gbps, sending)
+            outcome = _receive(network, command, seconds)
     except KeyboardInterrupt:
         print("\nInterrupted. Nothing is left behind.")
         return 130
@@ -240,7 +246,7 @@ def _choose() -> str:
     return "udp_xdp"
 
 
-def _receive(network: _Network, seconds: float, gbps: float) -> _Outcome:
+def _receive(network: _Network, command: Sequence[str], seconds: float) -> _Outcome:
     # Sockets and threads belong to the network namespace in which they are made.
     with network.enter():
         pool = xdpspead.ThreadPool()
@@ -253,7 +259,7 @@ def _receive(network: _Network, seconds: float, gbps: float) -> _Outcome:
         try:
             network.add_reader(stream)
             readers = list(stream.readers)
-            child = network.popen(_sender_command(network, seconds, gbps), **_CHILD_OPTIONS)
+            child = network.popen(command, **_CHILD_OPTIONS)
             check = _Check()
             stopped = _drain(stream, child, check, seconds)
             worker_s = pool.cpu_time
@@ -275,11 +281,11 @@ _CHILD_OPTIONS: dict[str, Any] = {
 }
 
 
-def _sender_command(network: _Network, seconds: float, gbps: float) -> list[str]:
-    program = str(Path(sender.__file__))
-    options = ["--gbps", str(gbps), "--seconds", str(seconds), "--parent", str(os.getpid())]
-    # -P: the directory of the program is that of the package, not a place to import from.
-    return [sys.executable, "-P", program, network.host, str(network.port), *options]
+def _sender_command(network: _Network, seconds: float, gbps: float, sending: str) -> list[str]:
+    options = ["--gbps", str(gbps), "--seconds", str(seconds), "--send", sending]
+    # -P: the current directory is not a place to import from.
+    program = [sys.executable, "-P", "-m", "xdpspead._demo_sender"]
+    return [*program, network.host, str(network.port), *options, "--parent", str(os.getpid())]
 
 
 def _drain(
@@ -365,6 +371,10 @@ def _rows(outcome: _Outcome, gbps: float) -> Iterator[tuple[str, str]]:
     rate = sent.payload_bytes * 8 / sent.seconds / 1e9
     packet_rate = sent.packets / sent.seconds
     yield "sent", f"{rate:.3f} Gb/s of {gbps:g} asked for, {packet_rate:,.0f} packets/s"
+    yield (
+        "system calls",
+        f"{sent.batches:,} to send, {sent.packets / sent.batches:.1f} packets each",
+    )
     elapsed = check.last_s - check.first_s
     received = check.data_heaps * sender.HEAP_BYTES * 8 / elapsed / 1e9 if elapsed else 0.0
     yield "received", f"{received:.3f} Gb/s"
@@ -422,8 +432,8 @@ def _verdict(outcome: _Outcome) -> int:
     check = outcome.check
     if not outcome.stopped:
         print("The stop packet never came.")
-    if outcome.sent.gave_up_s > 0.01 * outcome.sent.seconds:
-        print(f"The sender could not hold the rate: it was {outcome.sent.gave_up_s:.2f} s late.")
+    if outcome.sent.late_s > 0.01 * outcome.sent.seconds:
+        print(f"The sender could not hold the rate: it was {outcome.sent.late_s:.2f} s late.")
     if check.wrong:
         listing = ", ".join(map(str, check.wrong[:10]))
         print(f"FAIL: the content of {len(check.wrong):,} heaps is wrong: {listing}")
