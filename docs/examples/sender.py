@@ -1,8 +1,8 @@
-"""A small SPEAD sender in plain Python and NumPy, so that the examples have something to receive.
+"""Packets for the examples to receive, as lists of bytes.
 
-It is made to be read and not to be fast. A packet is a header of 8 bytes, item pointers of 8 bytes
-each, and a piece of the heap's payload. An item pointer is one bit (is it a value or an address?),
-15 bits of item identifier, and 48 bits of value, or of address in the payload: SPEAD-64-48.
+A program that sends has no use for this: it makes a stream of `xdpspead.send` and gives it heaps.
+The examples want to look at packets, to lose some, and to send them in another order. So here a
+heap becomes a list of packets first, and that is sent as it is then.
 """
 
 import socket
@@ -12,39 +12,11 @@ from typing import Any
 
 import numpy as np
 
-HEAP_CNT, HEAP_LENGTH, PAYLOAD_OFFSET, PAYLOAD_LENGTH, DESCRIPTOR, STREAM_CTRL = range(1, 7)
-NAME, DTYPE, ID = 0x10, 0x15, 0x14
+import xdpspead
+import xdpspead.send
 
-
-def value(item: int, number: int) -> bytes:
-    """Return an item pointer that is the value itself."""
-    return struct.pack(">Q", 1 << 63 | item << 48 | number)
-
-
-def address(item: int, offset: int) -> bytes:
-    """Return an item pointer that says where in the payload the value begins."""
-    return struct.pack(">Q", item << 48 | offset)
-
-
-def packet(cnt: int, offset: int, payload: bytes, length: int, items: Iterable[bytes]) -> bytes:
-    """Return one packet: `payload` at `offset` of heap `cnt`, which is `length` bytes long."""
-    pointers = [
-        value(HEAP_CNT, cnt),
-        value(HEAP_LENGTH, length),
-        value(PAYLOAD_OFFSET, offset),
-        value(PAYLOAD_LENGTH, len(payload)),
-        *items,
-    ]
-    header = struct.pack(">BBBBHH", 0x53, 4, 2, 6, 0, len(pointers))
-    return header + b"".join(pointers) + payload
-
-
-def descriptor(item: int, name: str, array: np.ndarray[Any, Any]) -> bytes:
-    """Return what tells the receiver name, type and shape of an item: a packet of its own."""
-    dtype = str({"descr": array.dtype.str, "fortran_order": False, "shape": array.shape})
-    payload = name.encode() + dtype.encode()
-    items = [value(ID, item), address(NAME, 0), address(DTYPE, len(name))]
-    return packet(1, 0, payload, len(payload), items)
+FLAVOUR = xdpspead.Flavour(4, 64, 48)
+HEADER = 8 + 4 * 8  # bytes in front of the items' pointers
 
 
 def heap(cnt: int, packet_size: int = 1024, **values: Any) -> list[bytes]:
@@ -55,29 +27,26 @@ def heap(cnt: int, packet_size: int = 1024, **values: Any) -> list[bytes]:
     cnt : int
         Heap identifier; each heap of a stream has another one.
     packet_size : int
-        Bytes of payload in each packet.
+        Bytes of payload in each packet but the last, a multiple of eight.
     **values : array-like
         The items: name and value. The first has identifier 0x1000, the next 0x1001, and so on.
     """
-    items, payload = [], b""
-    for item, (name, data) in enumerate(values.items(), start=0x1000):
+    result = xdpspead.send.Heap(FLAVOUR)
+    result.repeat_pointers = True  # so that all packets have the same header
+    for identifier, (name, data) in enumerate(values.items(), start=0x1000):
         array = np.asarray(data)
-        for identifier, content in (
-            (DESCRIPTOR, descriptor(item, name, array)),
-            (item, array.tobytes()),
-        ):
-            items.append(address(identifier, len(payload)))
-            payload += content
-    starts = range(0, len(payload), packet_size) or [0]
-    return [
-        packet(cnt, i, payload[i : i + packet_size], len(payload), [] if i else items)
-        for i in starts
-    ]
+        item = xdpspead.Item(identifier, name, "", array.shape, array.dtype, value=array)
+        result.add_descriptor(item)
+        result.add_item(item)
+    pointers = 8 * 2 * len(values)
+    return list(xdpspead.send.PacketGenerator(result, cnt, HEADER + pointers + packet_size))
 
 
 def stop(cnt: int = 0) -> list[bytes]:
     """Return the packet that ends a stream."""
-    return [packet(cnt, 0, b"", 0, [value(STREAM_CTRL, 2)])]
+    result = xdpspead.send.Heap(FLAVOUR)
+    result.add_end()
+    return list(xdpspead.send.PacketGenerator(result, cnt, 1024))
 
 
 def send_udp(host: str, port: int, packets: Iterable[bytes], interface: str = "") -> None:

@@ -24,7 +24,7 @@ import xdpspead.recv as recv  # noqa: E402
 MAX_HEAPS = 3
 HEAPS = range(1, 7)
 PACKETS = 4
-PACKET_SIZE = 48  # bytes of payload: what makes four packets of a heap
+PACKET_SIZE = 64  # bytes of payload: what makes four packets of a heap
 LOST = (2, 2)  # heap, index of the packet
 COLOURS = {"complete": "#4477aa", "waiting": "#ccbb44", "evicted": "#cc3311"}
 
