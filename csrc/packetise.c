@@ -207,6 +207,16 @@ uint64_t xps_send_heap_min_packet_size(const struct xps_send_heap *heap)
 	return FIXED_HEADER + 8 * min_pointers(heap) + UNIT;
 }
 
+bool xps_send_heap_cnt_fits(const struct xps_send_heap *heap, uint64_t cnt)
+{
+	return cnt <= max_value(heap->address_bits);
+}
+
+uint64_t xps_send_heap_length(const struct xps_send_heap *heap)
+{
+	return heap->length;
+}
+
 /* ---------------------------------------------------------------- packets */
 
 /* The length of a packet is 32 bits wide. */
@@ -403,14 +413,4 @@ int64_t xps_packet_generator_next(struct xps_packet_generator *generator, uint8_
 	struct xps_out_packet made;
 
 	return packetise(&generator->packetiser, &m, &made, UINT64_MAX) ? made.length : 0;
-}
-
-bool xps_send_heap_cnt_fits(const struct xps_send_heap *heap, uint64_t cnt)
-{
-	return cnt <= max_value(heap->address_bits);
-}
-
-uint64_t xps_send_heap_length(const struct xps_send_heap *heap)
-{
-	return heap->length;
 }

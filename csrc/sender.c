@@ -110,10 +110,9 @@ struct xps_sender {
 	pthread_cond_t changed;
 	enum driver driver;
 	uint32_t n_waiting; /* threads in xps_sender_wait() that do not drive */
-	bool joined;
-	bool ended;    /* so has the writer */
-	bool resumed;  /* a group came into the empty queue since somebody began to drive */
-	bool stopping; /* atomic; the driver looks at it without the lock */
+	bool ended;         /* so has the writer */
+	bool resumed;       /* a group came into the empty queue since somebody began to drive */
+	bool stopping;      /* atomic; the driver looks at it without the lock */
 	uint64_t next_cnt, cnt_step;
 	struct slot *slots;
 	uint64_t n_heaps;                       /* in the slots */
@@ -530,7 +529,7 @@ static void start_worker(struct xps_task *task)
 	bool mine;
 
 	pthread_mutex_lock(&s->lock);
-	mine = s->driver == NOBODY && s->joined && has_work(s);
+	mine = s->driver == NOBODY && !s->stopping && has_work(s);
 	if (mine)
 		s->driver = WORKER;
 	pthread_mutex_unlock(&s->lock);
@@ -892,7 +891,6 @@ static void leave_loop(struct xps_sender *s)
 	xps_loop_remove(s->loop, &s->turn);
 	xps_loop_remove(s->loop, &s->writable);
 	pthread_mutex_lock(&s->lock);
-	s->joined = false;
 	__atomic_store_n(&s->stopping, true, __ATOMIC_RELAXED);
 	if (s->driver == WORKER)
 		s->driver = NOBODY;
@@ -900,9 +898,11 @@ static void leave_loop(struct xps_sender *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
-/* Lock held, nobody drives, and nobody will. */
+/* Lock held, and nobody will begin to drive: wait for who does, and fail what is left. */
 static void cancel_all(struct xps_sender *s)
 {
+	while (s->driver != NOBODY)
+		pthread_cond_wait(&s->changed, &s->lock);
 	while (s->done < s->last_ticket) {
 		struct xps_send_group *group = &slot_of(s, s->done + 1)->group;
 
@@ -921,8 +921,6 @@ static void loop_ended(struct xps_loop_user *user)
 
 	leave_loop(s);
 	pthread_mutex_lock(&s->lock);
-	while (s->driver != NOBODY)
-		pthread_cond_wait(&s->changed, &s->lock);
 	cancel_all(s);
 	pthread_mutex_unlock(&s->lock);
 }
@@ -951,8 +949,6 @@ void xps_sender_stop(struct xps_sender *s)
 		return;
 	xps_loop_call(s->loop, &stop.task);
 	pthread_mutex_lock(&s->lock);
-	while (s->driver != NOBODY)
-		pthread_cond_wait(&s->changed, &s->lock);
 	cancel_all(s);
 	if (!s->ended && s->writer->ops->end)
 		s->writer->ops->end(s->writer);
@@ -970,9 +966,11 @@ static void free_outcomes(struct outcome *outcome)
 	}
 }
 
+/* Also of one that was made in part. */
 static void free_memory(struct xps_sender *s)
 {
-	close(s->fd);
+	if (s->fd >= 0)
+		close(s->fd);
 	free(s->slots);
 	free(s->bytes);
 	free(s->slices);
@@ -1095,19 +1093,12 @@ struct xps_sender *xps_sender_new(struct xps_pool *pool, const struct xps_sender
 	xps_pool_ref(pool);
 	s->pool = pool;
 	s->loop = xps_pool_loop(pool);
-	s->joined = true;
 	err = join_loop(s);
 	if (!err)
 		return s;
 
 free_sender:
-	if (s->fd >= 0)
-		close(s->fd);
-	free(s->slots);
-	free(s->bytes);
-	free(s->slices);
-	xps_pool_free(s->pool);
-	free(s);
+	free_memory(s);
 close_writer:
 	writer->ops->close(writer);
 	if (err == -EPIPE)

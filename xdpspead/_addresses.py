@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import operator
 import socket
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ._errors import TransportError
@@ -29,6 +30,22 @@ def port_number(value: Any) -> int:
     if not 0 <= port <= 65535:
         raise TypeError(f"a port must be from 0 to 65535, not {port}")
     return port
+
+
+def endpoint_pair(value: Any) -> tuple[str, int]:
+    """Return `value` as host and port of an endpoint.
+
+    Raises
+    ------
+    TypeError
+        If it is no pair of a str and an integer from 0 to 65535.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise TypeError(f"an endpoint is a pair of host and port, not {value!r}")
+    host, port = value
+    if not isinstance(host, str):
+        raise TypeError(f"the host of an endpoint is a str, not {host!r}")
+    return host, port_number(port)
 
 
 def interface_number(value: Any) -> int:

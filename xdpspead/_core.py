@@ -678,11 +678,6 @@ class Sender:
         lib.xps_sender_stop(self.c)
 
     @property
-    def last_ticket(self) -> int:
-        """The last one that was given out."""
-        return int(lib.xps_sender_last_ticket(self.c))
-
-    @property
     def idle(self) -> bool:
         """Whether there is nothing to be sent."""
         return bool(lib.xps_sender_done_ticket(self.c) == lib.xps_sender_last_ticket(self.c))

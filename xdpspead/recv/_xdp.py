@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from .. import _core
-from .._addresses import is_multicast, port_number, resolve
+from .._addresses import endpoint_pair, is_multicast, resolve
 from .._arguments import Config, count
 from .._errors import TransportError
 from .._log import LOGGER
@@ -118,15 +118,7 @@ class UdpXdpConfig(Config):
 
     @endpoints.setter
     def endpoints(self, value: Sequence[tuple[str, int]]) -> None:
-        endpoints = []
-        for endpoint in value:
-            if not isinstance(endpoint, (tuple, list)) or len(endpoint) != 2:
-                raise TypeError(f"an endpoint is a pair of host and port, not {endpoint!r}")
-            host, port = endpoint
-            if not isinstance(host, str):
-                raise TypeError(f"the host of an endpoint is a str, not {host!r}")
-            endpoints.append((host, port_number(port)))
-        self._endpoints = endpoints
+        self._endpoints = [endpoint_pair(endpoint) for endpoint in value]
 
     @property
     def interface(self) -> str:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from .._addresses import is_multicast, port_number, resolve, socket_name
+from .._addresses import endpoint_pair, is_multicast, resolve, socket_name
 from .._errors import TransportError
 
 #: Pairs of host and port, as users give them.
@@ -32,15 +32,8 @@ def endpoints(given: Any) -> list[Endpoint]:
         raise TypeError(f"endpoints must be a list of (host, port) pairs, not {given!r}")
     if not given:
         raise ValueError("endpoints must have at least one (host, port) pair")
-    found = []
-    for pair in given:
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise TypeError(f"an endpoint must be a (host, port) pair, not {pair!r}")
-        host, port = pair
-        if not isinstance(host, str):
-            raise TypeError(f"the host of an endpoint must be a str, not {host!r}")
-        found.append((host, port_number(port)))
-    resolved = [(*resolve(host), port) for host, port in found]
+    pairs = [endpoint_pair(pair) for pair in given]
+    resolved = [(*resolve(host), port) for host, port in pairs]
     if len({family for family, _, _ in resolved}) > 1:
         raise ValueError("endpoints of IPv4 and IPv6 cannot be mixed: make a stream for each")
     return resolved

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .. import _core, _nexthop
-from .._addresses import is_multicast, port_number, resolve, socket_name
+from .._addresses import endpoint_pair, is_multicast, port_number, resolve, socket_name
 from .._arguments import Config, count
 from .._threads import ThreadPool
 from ..recv._xdp import XdpError
@@ -120,15 +120,7 @@ class UdpXdpConfig(Config):
 
     @endpoints.setter
     def endpoints(self, value: Sequence[tuple[str, int]]) -> None:
-        endpoints = []
-        for endpoint in value:
-            if not isinstance(endpoint, (tuple, list)) or len(endpoint) != 2:
-                raise TypeError(f"an endpoint is a pair of host and port, not {endpoint!r}")
-            host, port = endpoint
-            if not isinstance(host, str):
-                raise TypeError(f"the host of an endpoint is a str, not {host!r}")
-            endpoints.append((host, port_number(port)))
-        self._endpoints = endpoints
+        self._endpoints = [endpoint_pair(endpoint) for endpoint in value]
 
     @property
     def interface(self) -> str:

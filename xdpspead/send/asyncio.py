@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket as socket_module
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -145,28 +145,15 @@ class AsyncStream(Stream):
         for ticket, outcome in self._core.take():
             del self._held[ticket]
             loop, future = self._futures.pop(ticket)
-            self._tell(loop, future, outcome)
+            _call(loop, _set, future, outcome)
             while self._flushing and self._flushing[0][0] <= ticket:
                 _, loop, flushed = self._flushing.pop(0)
-                self._tell(loop, flushed, None)
+                _call(loop, _set, flushed, None)
         if self._watching:
             wanted = {loop for loop, _ in self._futures.values()}
             wanted.update(loop for _, loop, _ in self._flushing)
             for loop in [loop for loop in self._watching if loop not in wanted]:
                 self._unwatch(loop)
-
-    @staticmethod
-    def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], outcome: Any) -> None:
-        if loop.is_closed():
-            return
-        try:
-            here = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            here = False
-        if here:
-            _set(future, outcome)
-        else:
-            loop.call_soon_threadsafe(_set, future, outcome)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop not in self._watching:
@@ -174,17 +161,7 @@ class AsyncStream(Stream):
             loop.add_reader(self._watching[loop], self.process_callbacks)
 
     def _unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        fd = self._watching.pop(loop)
-        if loop.is_closed():
-            return
-        try:
-            here = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            here = False
-        if here:
-            loop.remove_reader(fd)
-        else:
-            loop.call_soon_threadsafe(loop.remove_reader, fd)
+        _call(loop, loop.remove_reader, self._watching.pop(loop))
 
     def flush(self) -> None:
         """Wait, blocking the thread, until all heaps in the queue have been sent or have failed.
@@ -221,6 +198,20 @@ class AsyncStream(Stream):
     ) -> None:
         await self.async_flush()
         self._core.stop()
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> None:
+    """Call a function in the thread of a loop: now if that is this one. Not if it is closed."""
+    if loop.is_closed():
+        return
+    try:
+        here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        here = False
+    if here:
+        function(*args)
+    else:
+        loop.call_soon_threadsafe(function, *args)
 
 
 def _set(future: asyncio.Future[Any], outcome: Any) -> None:
