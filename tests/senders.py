@@ -407,7 +407,7 @@ class Mcast6(_Veth):
         target = Target()
         with self.lab.rx.enter():
             target.endpoints = [
-                (fresh_group("ff15::7870:0:0/96"), free_port(socket.AF_INET6)) for _ in range(lanes)
+                (fresh_group("ff15::7870:0:0/96"), free_port()) for _ in range(lanes)
             ]
             for group, port in target.endpoints:
                 stream.add_udp_reader(group, port, interface_index=self.lab.rx.ifindex)

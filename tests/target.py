@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
+import random
 import select
 import socket
 import threading
@@ -32,6 +34,9 @@ recv: Any = importlib.import_module(PACKAGE + ".recv")
 
 #: Name of the logger that the package writes to.
 LOGGER = PACKAGE
+
+#: Below the range from which the kernel chooses (32768 and up); each process begins elsewhere.
+_ports = itertools.islice(itertools.cycle(range(10_000, 32_000)), random.randrange(22_000), None)
 
 #: Seconds after which anything that has not happened counts as never happening.
 DEADLINE = 10.0
@@ -199,11 +204,27 @@ def has_ipv6() -> bool:
     return False
 
 
-def free_port(family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> int:
-    """Return a port, of UDP unless told otherwise, that nobody uses at the moment."""
-    with socket.socket(family, kind) as sock:
-        sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
-        return int(sock.getsockname()[1])
+def _is_free(port: int) -> bool:
+    families = [socket.AF_INET, socket.AF_INET6] if has_ipv6() else [socket.AF_INET]
+    for family in families:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            with socket.socket(family, kind) as sock:
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                try:
+                    sock.bind(("", port))
+                except OSError:
+                    return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port that nobody uses at the moment, neither for UDP nor for TCP, on any address.
+
+    It is none that the kernel gives to sockets which do not ask for one, so that no connection can
+    take it, nor be remembered there, before the test binds it; and it is not given out twice.
+    """
+    return next(port for port in _ports if _is_free(port))
 
 
 class Sender:

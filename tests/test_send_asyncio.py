@@ -520,7 +520,7 @@ def test_connect_returns_a_stream(pool, listener):
 
 def test_connection_refused(pool):
     async def main() -> None:
-        endpoint = ("127.0.0.1", free_port(kind=socket.SOCK_STREAM))
+        endpoint = ("127.0.0.1", free_port())
         with pytest.raises(ConnectionRefusedError) as caught:
             await bounded(senders.send_asyncio().TcpStream.connect(pool, [endpoint]))
         assert caught.value.errno == errno.ECONNREFUSED

@@ -1173,7 +1173,7 @@ def test_connected_socket_of_the_user_sends_to_the_endpoints(pool, bound):
 
 
 def test_connection_refused(pool):
-    endpoint = ("127.0.0.1", free_port(kind=socket.SOCK_STREAM))
+    endpoint = ("127.0.0.1", free_port())
     with pytest.raises(ConnectionRefusedError) as caught:
         send.TcpStream(pool, [endpoint])
     assert caught.value.errno == errno.ECONNREFUSED

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import target
 from target import (
     DEADLINE,
     LOGGER,
     OURS,
     drain,
+    free_port,
     has_ipv6,
     in_thread,
     new_stream,
@@ -55,10 +55,6 @@ def stream():
 @pytest.fixture
 def port():
     return free_port()
-
-
-def free_port(family: int = socket.AF_INET) -> int:
-    return target.free_port(family, socket.SOCK_STREAM)
 
 
 def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
@@ -141,7 +137,7 @@ def test_bind_hostname_chooses_the_address(stream, port):
 
 @needs_ipv6
 def test_ipv6_address(stream):
-    port = free_port(socket.AF_INET6)
+    port = free_port()
     stream.add_tcp_reader(port, bind_hostname="::1")
     with connect(port, "::1") as sock:
         assert_receives(stream, sock)

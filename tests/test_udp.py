@@ -102,7 +102,7 @@ def test_bind_hostname_is_resolved(stream, port):
 
 @needs_ipv6
 def test_ipv6_address(stream):
-    port = free_port(socket.AF_INET6)
+    port = free_port()
     stream.add_udp_reader(port, buffer_size=0, bind_hostname="::1")
     with Sender(port, "::1") as sender:
         assert_receives(stream, sender)

@@ -487,7 +487,7 @@ class Mcast6(_Datagrams):
             # Site-local groups: sockets of the peer cannot be bound to those of one link.
             endpoints = []
             for _ in range(lanes):
-                group, port = fresh_group("ff15::7870:0:0/96"), free_port(socket.AF_INET6)
+                group, port = fresh_group("ff15::7870:0:0/96"), free_port()
                 endpoints.append((group, port))
                 stream.add_udp_reader(
                     group, port, buffer_size=size, interface_index=self.lab.rx.ifindex
