@@ -37,3 +37,15 @@ class TransportError(OSError, RuntimeError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class XdpError(TransportError):
+    """AF_XDP cannot be had.
+
+    Attributes
+    ----------
+    step : str
+        Which step failed: ``"bind"``.
+    errno : int
+        The system's error number.
+    """

@@ -6,6 +6,7 @@ heaps. The names are those of ``spead2.recv``.
 
 from typing import TypeAlias
 
+from .._errors import XdpError
 from .._rawitem import RawItem
 from . import stream_stat_indices
 from ._config import RingStreamConfig, StreamConfig
@@ -15,7 +16,7 @@ from ._reader import ReaderInfo
 from ._stats import StreamStatConfig, StreamStats
 from ._stream import Ringbuffer, Stream
 from ._stream import _Stream as _Stream
-from ._xdp import UdpXdpConfig, XdpError
+from ._xdp_config import UdpXdpConfig
 
 __all__ = [
     "Heap",

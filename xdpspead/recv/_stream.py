@@ -22,7 +22,7 @@ from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap, make_heap
 from ._reader import Begin, ReaderInfo
 from ._stats import EXTRA_STATS, StreamStats
-from ._xdp import UdpXdpConfig
+from ._xdp_config import UdpXdpConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from .. import _core, _nexthop
 from .._addresses import endpoint_pair, is_multicast, port_number, resolve, socket_name
 from .._arguments import Config, count
+from .._errors import XdpError
 from .._threads import ThreadPool
-from ..recv._xdp import XdpError
 from . import _sockets
 from ._config import StreamConfig
 from ._stream import Stream, SyncStream, checked

@@ -1,0 +1,94 @@
+"""The network interface that an AF_XDP reader reads, and what the kernel says of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._addresses import resolve
+from .._errors import XdpError
+from .._netlink import outside_event_loops, queues_in_use
+from ._xdp_config import UdpXdpConfig
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What netlink says of an interface."""
+
+    index: int
+    name: str
+    mtu: int
+    n_queues: int
+    namespace: int
+
+
+def _network_namespace() -> int:
+    """Return a number for the network namespace of the calling thread."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _find_by_address(netlink: Any, addresses: Sequence[str]) -> int | None:
+    for address in addresses:
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+        for message in netlink.get_addr():
+            local = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+            family = message["family"]
+            if local and socket.inet_pton(family, local) == packed:
+                return int(message["index"])
+    return None
+
+
+@outside_event_loops
+def find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> Interface:
+    """Find the interface that the configuration means.
+
+    Raises
+    ------
+    XdpError
+        If there is none, or it is down.
+    """
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        if config.interface:
+            found = netlink.link_lookup(ifname=config.interface)
+            index = found[0] if found else None
+            what = f"no interface is called {config.interface!r}"
+            there = ", ".join(sorted(link.get("IFLA_IFNAME") for link in netlink.get_links()))
+            what += f"; there are: {there}"
+        elif config.interface_address:
+            address = resolve(config.interface_address)[1]
+            index = _find_by_address(netlink, [address])
+            what = f"no interface has the address {config.interface_address}"
+        else:
+            index = _find_by_address(netlink, addresses)
+            what = "no interface has the address of an endpoint: say which one with `interface`"
+        if index is None:
+            raise XdpError(errno.ENODEV, f"find interface: {what}", "find interface")
+        (link,) = netlink.get_links(index)
+    name = str(link.get("IFLA_IFNAME"))
+    return Interface(
+        index,
+        name,
+        int(link.get("IFLA_MTU")),
+        queues_in_use(name, link, "rx"),
+        _network_namespace(),
+    )
+
+
+def choose_queues(config: UdpXdpConfig, interface: Interface) -> list[int]:
+    queues = list(range(interface.n_queues)) if config.queues is None else config.queues
+    for queue in queues:
+        if queue >= interface.n_queues:
+            raise XdpError(
+                errno.EINVAL,
+                f"choose queues: {interface.name} has {interface.n_queues} receive queues "
+                f"(0 to {interface.n_queues - 1}), queue {queue} is none of them; see "
+                f"`ethtool -l {interface.name}`",
+                "choose queues",
+            )
+    return queues

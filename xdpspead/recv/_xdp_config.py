@@ -1,0 +1,183 @@
+"""What the user asks of an AF_XDP reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
+
+from .._addresses import endpoint_pair
+from .._arguments import Config, count
+
+_MODES: Final = ("auto", "native", "generic")
+
+
+class UdpXdpConfig(Config):
+    """What an AF_XDP reader receives, and how.
+
+    All parameters are keywords and can also be set as attributes.
+
+    Parameters
+    ----------
+    endpoints : list of (str, int)
+        Addresses (or host names) and UDP ports to receive, at least one. Everything else passes to
+        the kernel. Multicast groups are joined.
+    interface : str
+        Name of the network interface. If empty it is found by `interface_address`, or by an
+        endpoint that is an address of this machine.
+    interface_address : str
+        An address of the interface.
+    queues : list of int, optional
+        Receive queues to read; None for all queues of the interface.
+    buffer_size : int
+        Bytes of packet memory, shared out between the queues. If another stream of this process
+        reads the queues already, its memory is shared.
+    max_size : int
+        Largest UDP payload that is accepted, in bytes; larger packets are counted.
+    mode : str
+        ``"native"``: the driver runs the program. ``"generic"``: the kernel does, slower, on any
+        interface. ``"auto"``: native if the driver can.
+    zero_copy : bool, optional
+        True: the device must write into the packet memory itself. False: it must not. None: as it
+        can.
+    max_poll : int
+        How often an empty ring is looked at before the worker sleeps. More is quicker and costs CPU
+        time.
+    fallback : bool
+        Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had.
+    """
+
+    DEFAULT_BUFFER_SIZE: ClassVar[int] = 32 * 1024 * 1024
+    DEFAULT_MAX_SIZE: ClassVar[int] = 9200
+    DEFAULT_MAX_POLL: ClassVar[int] = 0
+
+    __slots__ = (
+        "_buffer_size",
+        "_endpoints",
+        "_fallback",
+        "_interface",
+        "_interface_address",
+        "_max_poll",
+        "_max_size",
+        "_mode",
+        "_queues",
+        "_zero_copy",
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._endpoints: list[tuple[str, int]] = []
+        self._interface = ""
+        self._interface_address = ""
+        self._queues: list[int] | None = None
+        self._buffer_size = self.DEFAULT_BUFFER_SIZE
+        self._max_size = self.DEFAULT_MAX_SIZE
+        self._mode = "auto"
+        self._zero_copy: bool | None = None
+        self._max_poll = self.DEFAULT_MAX_POLL
+        self._fallback = False
+        self._set(kwargs)
+
+    @property
+    def endpoints(self) -> list[tuple[str, int]]:
+        """Addresses and ports to receive."""
+        return list(self._endpoints)
+
+    @endpoints.setter
+    def endpoints(self, value: Sequence[tuple[str, int]]) -> None:
+        self._endpoints = [endpoint_pair(endpoint) for endpoint in value]
+
+    @property
+    def interface(self) -> str:
+        """Name of the network interface."""
+        return self._interface
+
+    @interface.setter
+    def interface(self, value: str) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"interface must be a name, not {value!r}")
+        self._interface = value
+
+    @property
+    def interface_address(self) -> str:
+        """An address of the interface."""
+        return self._interface_address
+
+    @interface_address.setter
+    def interface_address(self, value: str) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"interface_address must be a str, not {value!r}")
+        self._interface_address = value
+
+    @property
+    def queues(self) -> list[int] | None:
+        """Receive queues to read; None for all."""
+        return None if self._queues is None else list(self._queues)
+
+    @queues.setter
+    def queues(self, value: Sequence[int] | None) -> None:
+        if value is None:
+            self._queues = None
+            return
+        queues = [count("queue", queue) for queue in value]
+        if not queues or len(set(queues)) != len(queues):
+            raise ValueError(f"queues must be different, and at least one: {queues}")
+        self._queues = queues
+
+    @property
+    def buffer_size(self) -> int:
+        """Bytes of packet memory."""
+        return self._buffer_size
+
+    @buffer_size.setter
+    def buffer_size(self, value: int) -> None:
+        self._buffer_size = count("buffer_size", value) or self.DEFAULT_BUFFER_SIZE
+
+    @property
+    def max_size(self) -> int:
+        """Largest UDP payload that is accepted, in bytes."""
+        return self._max_size
+
+    @max_size.setter
+    def max_size(self, value: int) -> None:
+        self._max_size = count("max_size", value, 1)
+
+    @property
+    def mode(self) -> str:
+        """``"auto"``, ``"native"`` or ``"generic"``."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, value: str) -> None:
+        if value not in _MODES:
+            raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {value!r}")
+        self._mode = value
+
+    @property
+    def zero_copy(self) -> bool | None:
+        """Whether the device must (True), must not (False) or may (None) write to our memory."""
+        return self._zero_copy
+
+    @zero_copy.setter
+    def zero_copy(self, value: bool | None) -> None:
+        self._zero_copy = None if value is None else bool(value)
+
+    @property
+    def max_poll(self) -> int:
+        """How often an empty ring is looked at before the worker sleeps."""
+        return self._max_poll
+
+    @max_poll.setter
+    def max_poll(self, value: int) -> None:
+        self._max_poll = count("max_poll", value)
+
+    @property
+    def fallback(self) -> bool:
+        """Whether to read ordinary sockets if AF_XDP cannot be had."""
+        return self._fallback
+
+    @fallback.setter
+    def fallback(self, value: bool) -> None:
+        self._fallback = bool(value)
+
+    def _check(self) -> None:
+        if not self._endpoints:
+            raise ValueError("endpoints is empty: say which addresses and ports to receive")
