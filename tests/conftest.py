@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     global _stderr
     _stderr = os.fdopen(os.dup(2), "w")
     config.addinivalue_line("markers", "ours: a promise of xdpspead that spead2 does not make")
+    config.addinivalue_line("markers", "timing: bounds a time or a rate, and wants the processors")
     config.addinivalue_line("markers", "xdp: needs root, AF_XDP and veth")
 
 

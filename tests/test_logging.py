@@ -84,6 +84,7 @@ def run(code: str) -> Any:
     return json.loads(run_python(PRELUDE, code).splitlines()[-1])
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("feed", "make", "stat", "level", "text", "n"),
     [

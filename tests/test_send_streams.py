@@ -673,6 +673,7 @@ def assert_rate(rate: float, part: float, measure: Any) -> None:
     pytest.skip("other processes keep the processors busy")
 
 
+@pytest.mark.timing
 @only("bytes")
 @pytest.mark.parametrize("method", list(send.RateMethod), ids=lambda m: m.name)
 def test_rate_is_kept(rig, method):
@@ -685,6 +686,7 @@ def test_rate_is_kept(rig, method):
     assert_rate(1e6, 0.01, measure)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("pps", [10_000, 200_000, pytest.param(500_000, marks=pytest.mark.ours)])
 def test_packets_of_1_kib_at_a_rate(pool, pps):
     """For a second, to a socket that nobody reads. spead2 does not always come to 500,000."""
@@ -710,6 +712,7 @@ def udp_socket() -> socket.socket:
     return sock
 
 
+@pytest.mark.timing
 @only("bytes")
 def test_rate_counts_headers_and_payload(rig):
     """Small heaps: a third of their packets' bytes are payload."""
@@ -772,6 +775,7 @@ def worst_burst(times: list[tuple[int, int]], rate: float) -> float:
     return worst
 
 
+@pytest.mark.timing
 def test_bursts_are_no_longer_than_asked_for(pool):
     """By the kernel's time of each packet.
 
