@@ -101,26 +101,31 @@ static void commit_stats(struct xps_stream *stream)
 	pthread_mutex_unlock(&stream->lock);
 }
 
-void xps_stream_count(struct xps_stream *stream, int stat, uint64_t n)
+static void count(struct xps_stream *stream, int stat, uint64_t n)
 {
 	stream->window.stats[stat] += n;
 	if (stat <= XPS_STAT_OFFSET_OVERFLOW)
 		stream->window.news.bad_stat = stat;
 }
 
-void xps_stream_log_error(struct xps_stream *stream, int err)
+void xps_reader_count(struct xps_reader *reader, int stat, uint64_t n)
 {
-	xps_log(stream->log, XPS_LOG_READER_ERROR, 1, (uint64_t)err, 0, 0);
+	count(reader->stream, stat, n);
 }
 
-void xps_stream_log_drops(struct xps_stream *stream, uint64_t n)
+void xps_reader_log_error(struct xps_reader *reader, int err)
 {
-	xps_log(stream->log, XPS_LOG_KERNEL_DROPS, n, 0, 0, 0);
+	xps_log(reader->stream->log, XPS_LOG_READER_ERROR, 1, (uint64_t)err, 0, 0);
 }
 
-void xps_stream_warn(struct xps_stream *stream, const char *text)
+void xps_reader_log_drops(struct xps_reader *reader, uint64_t n)
 {
-	xps_log_text(stream->log, XPS_LOG_WARNING, text);
+	xps_log(reader->stream->log, XPS_LOG_KERNEL_DROPS, n, 0, 0, 0);
+}
+
+void xps_reader_warn(struct xps_reader *reader, const char *text)
+{
+	xps_log_text(reader->stream->log, XPS_LOG_WARNING, text);
 }
 
 /* Any thread. */
@@ -147,7 +152,7 @@ static void drop_outbox(struct xps_stream *stream)
 	if (!window->n_out)
 		return;
 	xps_log(stream->log, XPS_LOG_STOPPED_HEAP, window->n_out, window->out[0]->cnt, 0, 0);
-	xps_stream_count(stream, XPS_STAT_HEAPS_DROPPED_STOP, window->n_out);
+	count(stream, XPS_STAT_HEAPS_DROPPED_STOP, window->n_out);
 	while (window->n_out)
 		xps_heap_free(window->out[--window->n_out]);
 }
@@ -543,9 +548,9 @@ void xps_batch_end(struct xps_reader *reader)
 	commit_stats(stream);
 }
 
-bool xps_stream_ended(const struct xps_stream *stream)
+bool xps_reader_ended(const struct xps_reader *reader)
 {
-	return stream->window.ended;
+	return reader->stream->window.ended;
 }
 
 /* ---------------------------------------------------------------- the user's side: any thread */

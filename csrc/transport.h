@@ -90,13 +90,13 @@ void xps_batch_begin(struct xps_reader *reader);
 /* Takes the first so many of `n` views; those after a stop item count as taken. */
 uint32_t xps_batch_push(struct xps_reader *reader, const struct xps_view *views, uint32_t n);
 void xps_batch_end(struct xps_reader *reader);
-/* True once a stop item has come: nothing more is wanted, return XPS_POLL_END. */
-bool xps_stream_ended(const struct xps_stream *stream);
+/* True once the stream has come to its end: nothing more is wanted, return XPS_POLL_END. */
+bool xps_reader_ended(const struct xps_reader *reader);
 /* Count something that the reader itself saw happen to `n` packets; `stat` of enum xps_stat. */
-void xps_stream_count(struct xps_stream *stream, int stat, uint64_t n);
+void xps_reader_count(struct xps_reader *reader, int stat, uint64_t n);
 /* Likewise, for a failure that belongs into the log. */
-void xps_stream_log_error(struct xps_stream *stream, int err);
+void xps_reader_log_error(struct xps_reader *reader, int err);
 /* Tell the log that the kernel dropped `n` packets because the socket's buffer was full. */
-void xps_stream_log_drops(struct xps_stream *stream, uint64_t n);
+void xps_reader_log_drops(struct xps_reader *reader, uint64_t n);
 /* Put a sentence of about 250 bytes at most into the log, as a warning; for what happens once in a reader's life. */
-void xps_stream_warn(struct xps_stream *stream, const char *text);
+void xps_reader_warn(struct xps_reader *reader, const char *text);

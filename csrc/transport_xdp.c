@@ -95,11 +95,11 @@ static void add_view(struct xdp_reader *r, const struct xps_xdp_socket *s, const
 	for (uint32_t i = 0; i < n; i++)
 		total += descs[i].len;
 	if (unlikely(xps_frame_parse(&frame, data, descs[0].len, total) != XPS_FRAME_UDP)) {
-		xps_stream_count(r->reader.stream, XPS_STAT_XDP_BAD_FRAME, 1);
+		xps_reader_count(&r->reader, XPS_STAT_XDP_BAD_FRAME, 1);
 		return;
 	}
 	if (unlikely(frame.payload_length > r->max_size)) {
-		xps_stream_count(r->reader.stream, XPS_STAT_TRUNCATED_DATAGRAM, 1);
+		xps_reader_count(&r->reader, XPS_STAT_TRUNCATED_DATAGRAM, 1);
 		return;
 	}
 	room = descs[0].len - frame.payload_offset;
@@ -124,7 +124,7 @@ static void make_views(struct xdp_reader *r, struct xps_xdp_socket *s)
 		first = i + 1;
 	}
 	if (unlikely(s->n_overlong))
-		xps_stream_count(r->reader.stream, XPS_STAT_XDP_BAD_FRAME, s->n_overlong);
+		xps_reader_count(&r->reader, XPS_STAT_XDP_BAD_FRAME, s->n_overlong);
 	s->n_overlong = 0;
 }
 
@@ -177,7 +177,7 @@ static enum outcome poll_round(struct xdp_reader *r)
 		case BLOCKED:
 			return BLOCKED;
 		case DONE:
-			if (xps_stream_ended(r->reader.stream))
+			if (xps_reader_ended(&r->reader))
 				return BLOCKED;
 			all = DONE;
 			break;
@@ -196,7 +196,7 @@ static void clear_errors(struct xdp_reader *r)
 		socklen_t length = sizeof(err);
 
 		if (!getsockopt(r->sockets[i].fd, SOL_SOCKET, SO_ERROR, &err, &length) && err)
-			xps_stream_log_error(r->reader.stream, err);
+			xps_reader_log_error(&r->reader, err);
 	}
 }
 
@@ -235,7 +235,7 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 	clear_kick(r);
 	if (r->current && !push(r))
 		return XPS_POLL_BLOCKED;
-	for (int i = 0; i < ROUNDS && !xps_stream_ended(reader->stream); i++) {
+	for (int i = 0; i < ROUNDS && !xps_reader_ended(reader); i++) {
 		switch (poll_round(r)) {
 		case EMPTY:
 			return rest(r);
@@ -247,7 +247,7 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 			break;
 		}
 	}
-	return xps_stream_ended(reader->stream) ? XPS_POLL_END : XPS_POLL_AGAIN;
+	return xps_reader_ended(reader) ? XPS_POLL_END : XPS_POLL_AGAIN;
 }
 
 static void reader_poll_blocked(struct xps_reader *reader)
@@ -309,7 +309,7 @@ static void settle(struct xdp_reader *r)
 	collect_stats(r, stats);
 	for (int i = 0; i < XPS_N_STATS; i++)
 		if (stats[i] > r->reported[i])
-			xps_stream_count(r->reader.stream, i, stats[i] - r->reported[i]);
+			xps_reader_count(&r->reader, i, stats[i] - r->reported[i]);
 }
 
 /* ---------------------------------------------------------------- after a fork */
