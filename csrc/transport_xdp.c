@@ -378,8 +378,8 @@ static int check_config(const struct xps_xdp_reader_config *config, struct xps_f
 	return 0;
 }
 
-static struct xdp_reader *reader_alloc(struct xps_stream *stream, struct xps_xdp_port *port,
-				       const struct xps_xdp_reader_config *config, struct xps_fail *fail)
+static struct xdp_reader *reader_alloc(struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
+				       struct xps_fail *fail)
 {
 	struct xdp_reader *r = calloc(1, sizeof(*r));
 
@@ -399,7 +399,6 @@ static struct xdp_reader *reader_alloc(struct xps_stream *stream, struct xps_xdp
 	xps_xdp_port_ref(port);
 	r->port = port;
 	r->reader.ops = &xdp_ops;
-	r->reader.stream = stream;
 	r->max_size = config->max_size;
 	r->max_poll = config->max_poll > 0 ? (uint32_t)config->max_poll : 0;
 	r->slot = r->kick_fd = -1;
@@ -474,7 +473,7 @@ int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, con
 
 	if (err)
 		return err;
-	r = reader_alloc(stream, port, config, fail);
+	r = reader_alloc(port, config, fail);
 	if (!r)
 		return -ENOMEM;
 	err = reader_open(r, config, fail);
