@@ -91,4 +91,12 @@ def choose_queues(config: UdpXdpConfig, interface: Interface) -> list[int]:
                 f"`ethtool -l {interface.name}`",
                 "choose queues",
             )
+    if config.workers > len(queues):
+        raise XdpError(
+            errno.EINVAL,
+            f"choose queues: workers is {config.workers}, but {interface.name} has "
+            f"{interface.n_queues} receive queues, and each worker needs one of its own; ask for "
+            f"fewer workers, or give it more queues with `ethtool -L {interface.name}`",
+            "choose queues",
+        )
     return queues
