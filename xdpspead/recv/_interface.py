@@ -94,9 +94,9 @@ def choose_queues(config: UdpXdpConfig, interface: Interface) -> list[int]:
     if config.workers > len(queues):
         raise XdpError(
             errno.EINVAL,
-            f"choose queues: workers is {config.workers}, but {interface.name} has "
-            f"{interface.n_queues} receive queues, and each worker needs one of its own; ask for "
-            f"fewer workers, or give it more queues with `ethtool -L {interface.name}`",
+            f"choose queues: workers is {config.workers}, more than {interface.name} has receive "
+            f"queues ({interface.n_queues}); ask for fewer, or give it more queues with "
+            f"`ethtool -L {interface.name}`",
             "choose queues",
         )
     return queues

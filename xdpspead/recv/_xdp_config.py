@@ -206,10 +206,11 @@ class UdpXdpConfig(Config):
             raise ValueError("endpoints is empty: say which addresses and ports to receive")
         if self._queues is not None and self._workers > len(self._queues):
             raise ValueError(
-                f"workers is {self._workers}, but there are only {len(self._queues)} queues to read"
+                f"workers is {self._workers}, more than there are queues to read "
+                f"({len(self._queues)})"
             )
         if self._workers > threads:
             raise ValueError(
-                f"workers is {self._workers}, but the stream's thread pool has {threads} threads: "
-                f"ask for fewer, or make the pool with ThreadPool({self._workers})"
+                f"workers is {self._workers}, more than the stream's thread pool has threads "
+                f"({threads}): ask for fewer, or make the pool with ThreadPool({self._workers})"
             )
