@@ -568,9 +568,30 @@ void xps_pool_ref(struct xps_pool *pool)
 	__atomic_add_fetch(&pool->references, 1, __ATOMIC_RELAXED);
 }
 
+static bool is_among(const struct xps_loop *loop, struct xps_loop *const *loops, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (loops[i] == loop)
+			return true;
+	return false;
+}
+
+struct xps_loop *xps_pool_loop_besides(struct xps_pool *pool, struct xps_loop *const *taken, uint32_t n)
+{
+	const uint32_t first = __atomic_fetch_add(&pool->next, 1, __ATOMIC_RELAXED) % pool->n_loops;
+
+	for (uint32_t i = 0; i < pool->n_loops; i++) {
+		struct xps_loop *loop = &pool->loops[(first + i) % pool->n_loops];
+
+		if (!is_among(loop, taken, n))
+			return loop;
+	}
+	return &pool->loops[first];
+}
+
 struct xps_loop *xps_pool_loop(struct xps_pool *pool)
 {
-	return &pool->loops[__atomic_fetch_add(&pool->next, 1, __ATOMIC_RELAXED) % pool->n_loops];
+	return xps_pool_loop_besides(pool, NULL, 0);
 }
 
 void xps_pool_stop(struct xps_pool *pool)

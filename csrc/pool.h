@@ -3,7 +3,7 @@
  * pool - worker threads, each an event loop over epoll.
  *
  * A loop calls back watches whose descriptor is ready (level-triggered), watches that asked to be called again, and
- * tasks posted from other threads. Everything that belongs to one stream runs on one loop, so the stream needs no lock.
+ * tasks posted from other threads. Everything that belongs to one lane of a stream runs on one loop, and needs no lock.
  * It knows nothing of streams or packets.
  *
  * Threads: functions marked [loop] are for the loop's own thread (that is, for callbacks); all others for any thread.
@@ -45,6 +45,8 @@ struct xps_loop_user {
 void xps_pool_ref(struct xps_pool *pool);
 /* A loop for a new user, the pool's loops in turn. It lives as long as the pool. */
 struct xps_loop *xps_pool_loop(struct xps_pool *pool);
+/* Likewise, but none of the `n` in `taken` as long as there are others. */
+struct xps_loop *xps_pool_loop_besides(struct xps_pool *pool, struct xps_loop *const *taken, uint32_t n);
 
 /* [loop] Start and stop watching. After remove the watch is not called any more, even if it was due. */
 int xps_loop_add(struct xps_loop *loop, struct xps_watch *watch);

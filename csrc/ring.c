@@ -2,7 +2,7 @@
 /*
  * How it works
  *
- * The eventfd is raised when the worker has put heaps in while somebody waits for them, and lowered by the first who
+ * The eventfd is raised when a worker has put heaps in while somebody waits for them, and lowered by the first who
  * finds the ring empty (or, once somebody polls it, by whoever empties the ring). While heaps keep coming and are being
  * taken there is no system call at all: only whoever finds nothing pays.
  */
@@ -66,8 +66,10 @@ static void lower_fd(struct xps_ring *ring)
 	}
 }
 
-uint32_t xps_ring_push(struct xps_ring *ring, struct xps_heap *const *heaps, uint32_t n, uint32_t *room)
+uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap *const *heaps, uint32_t n,
+		       uint32_t *room)
 {
+	const uint64_t bit = UINT64_C(1) << producer;
 	uint32_t pushed = 0;
 
 	pthread_mutex_lock(&ring->lock);
@@ -77,7 +79,9 @@ uint32_t xps_ring_push(struct xps_ring *ring, struct xps_heap *const *heaps, uin
 		ring->slots[tail < ring->capacity ? tail : tail - ring->capacity] = heaps[pushed++];
 		ring->count++;
 	}
-	ring->parked = pushed < n && !ring->stopped;
+	ring->parked &= ~bit;
+	if (pushed < n && !ring->stopped)
+		ring->parked |= bit;
 	*room = ring->capacity - ring->count;
 	pthread_mutex_unlock(&ring->lock);
 	return pushed;
@@ -95,7 +99,7 @@ void xps_ring_stop(struct xps_ring *ring)
 {
 	pthread_mutex_lock(&ring->lock);
 	ring->stopped = true;
-	ring->parked = false;
+	ring->parked = 0;
 	if (!ring->signalled) {
 		eventfd_write(ring->fd, 1);
 		ring->signalled = true;
@@ -128,7 +132,7 @@ static int take(struct xps_ring *ring, struct xps_heap **heaps, int n)
 }
 
 /* Take what there is. 0: nothing, and the caller has been counted as waiting if it wants to wait. */
-static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool wait, bool *unparked)
+static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool wait, uint64_t *unparked)
 {
 	int taken;
 
@@ -136,7 +140,7 @@ static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool w
 	taken = take(ring, heaps, n);
 	if (taken) {
 		*unparked = ring->parked;
-		ring->parked = false;
+		ring->parked = 0;
 		if (!ring->count && ring->fd_wanted && !ring->stopped)
 			lower_fd(ring);
 	} else if (ring->stopped) {
@@ -161,9 +165,9 @@ static int wait_for_heap(struct xps_ring *ring, int timeout_ms)
 	return ready < 0 ? -err : ready;
 }
 
-int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, bool *unparked)
+int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked)
 {
-	*unparked = false;
+	*unparked = 0;
 	for (;;) {
 		int popped = try_pop(ring, heaps, n, timeout_ms != 0, unparked);
 		int ready;

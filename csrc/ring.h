@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ring - the bounded queue of finished heaps between a stream's worker and its user.
+ * ring - the bounded queue of finished heaps between a stream's workers and its users.
  *
- * The worker never waits: it pushes what fits and is told later that there is room. Users wait for heaps in pop, or by
+ * Workers never wait: they push what fits and are told later that there is room. Users wait for heaps in pop, or by
  * polling a descriptor.
  *
- * Threads: push and wake are for the worker; the rest is for anyone.
+ * Threads: push and wake are for the workers; the rest is for anyone.
  */
 #pragma once
 
 #include <pthread.h>
 
 #include "xdpspead.h"
+
+#define XPS_RING_PRODUCERS 64 /* at most, numbered from 0 */
 
 struct xps_ring {
 	pthread_mutex_t lock; /* guards all below */
@@ -21,7 +23,7 @@ struct xps_ring {
 	int fd;             /* eventfd; written at most once until somebody finds the ring empty */
 	bool signalled;     /* it has been written */
 	bool fd_wanted;     /* somebody polls it */
-	bool parked;        /* the worker waits for room */
+	uint64_t parked;    /* producers that wait for room, bit by bit */
 	bool stopped;
 };
 
@@ -31,17 +33,19 @@ int xps_ring_init(struct xps_ring *ring, uint64_t capacity);
 void xps_ring_fini(struct xps_ring *ring);
 
 /*
- * Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`.
- * After stop all are refused. If not all fit, the ring remembers that the worker is parked. Users who look find the
- * heaps; those who wait are told by xps_ring_wake(), once for all that came in one go.
+ * Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`, which
+ * others may have taken before the caller looks. After stop all are refused. If not all fit, the ring remembers that the
+ * producer is parked. Users who look find the heaps; those who wait are told by xps_ring_wake(), once for all that came
+ * in one go.
  */
-uint32_t xps_ring_push(struct xps_ring *ring, struct xps_heap *const *heaps, uint32_t n, uint32_t *room);
+uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap *const *heaps, uint32_t n,
+		       uint32_t *room);
 void xps_ring_wake(struct xps_ring *ring);
 /* No more heaps will come. Waiting users wake; what is in the ring can still be popped. */
 void xps_ring_stop(struct xps_ring *ring);
 bool xps_ring_stopped(struct xps_ring *ring);
 
-/* See xps_stream_pop(). `*unparked` is set if the worker was parked and now there is room: wake it. */
-int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, bool *unparked);
+/* See xps_stream_pop(). `*unparked` has a bit for each producer that was parked, now that there is room: wake them. */
+int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked);
 int xps_ring_fd(struct xps_ring *ring);
 uint32_t xps_ring_size(struct xps_ring *ring);

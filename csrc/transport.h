@@ -19,9 +19,9 @@
  * that a stream nobody reads costs the others nothing.
  *
  * When packets come faster than the worker can be woken for each, it stops waiting for descriptors and looks after the
- * stream's nap_ns instead (see stream.c). A transport knows nothing of that.
+ * stream's nap_ns instead (see lane.c). A transport knows nothing of that.
  *
- * Threads: open and attach are called by the user's thread; poll and close by the stream's worker only (or, once the
+ * Threads: open and attach are called by the user's thread; poll and close by the reader's worker only (or, once the
  * workers are gone, by the thread that stops the stream), so a reader needs no lock of its own. add_stats is called by
  * any thread, but never at the same time as close.
  */
@@ -31,6 +31,7 @@
 #include "pool.h"
 #include "view.h"
 
+struct xps_lane;
 struct xps_reader;
 struct xps_stream;
 
@@ -65,11 +66,11 @@ struct xps_reader_watch {
 
 struct xps_reader {
 	const struct xps_reader_ops *ops;
-	struct xps_stream *stream;
 	struct xps_reader_watch *watches; /* may be none: poll is called at once, and after each block */
 	uint32_t n_watches;
 
 	/* the stream's */
+	struct xps_lane *lane;
 	struct xps_reader *next;
 	struct xps_watch again; /* no descriptor: how the reader gets called without one */
 	bool blocked;           /* poll returned XPS_POLL_BLOCKED */
@@ -82,6 +83,16 @@ struct xps_reader {
 /* Give an opened reader to the stream. On error the caller still owns it. 0, or -EPIPE if the stream has stopped. */
 int xps_reader_attach(struct xps_stream *stream, struct xps_reader *reader);
 
+/*
+ * For a transport whose source comes in parts of which no heap needs two, such as the queues of an interface: have the
+ * stream look after `n` lanes, each a worker with a window of its own, numbered from 0, and give each of them a reader of
+ * its own. Lanes once made stay, and serve all readers that ask for them. 0, -EPIPE, -EINVAL if they are too many, -ENOMEM.
+ */
+int xps_stream_want_lanes(struct xps_stream *stream, uint32_t n);
+int xps_reader_attach_to(struct xps_stream *stream, uint32_t lane, struct xps_reader *reader);
+/* Close the reader, if the stream has not done so already. Its memory must still be its own. */
+void xps_reader_detach(struct xps_stream *stream, uint32_t lane, struct xps_reader *reader);
+
 /* From poll only. Wait for `fd` from now on; the descriptor that the watch has is the reader's to close. 0 or -errno. */
 int xps_reader_watch_instead(struct xps_reader_watch *watch, int fd);
 
@@ -90,13 +101,13 @@ void xps_batch_begin(struct xps_reader *reader);
 /* Takes the first so many of `n` views; those after a stop item count as taken. */
 uint32_t xps_batch_push(struct xps_reader *reader, const struct xps_view *views, uint32_t n);
 void xps_batch_end(struct xps_reader *reader);
-/* True once a stop item has come: nothing more is wanted, return XPS_POLL_END. */
-bool xps_stream_ended(const struct xps_stream *stream);
+/* True once the stream has come to its end: nothing more is wanted, return XPS_POLL_END. */
+bool xps_reader_ended(const struct xps_reader *reader);
 /* Count something that the reader itself saw happen to `n` packets; `stat` of enum xps_stat. */
-void xps_stream_count(struct xps_stream *stream, int stat, uint64_t n);
+void xps_reader_count(struct xps_reader *reader, int stat, uint64_t n);
 /* Likewise, for a failure that belongs into the log. */
-void xps_stream_log_error(struct xps_stream *stream, int err);
+void xps_reader_log_error(struct xps_reader *reader, int err);
 /* Tell the log that the kernel dropped `n` packets because the socket's buffer was full. */
-void xps_stream_log_drops(struct xps_stream *stream, uint64_t n);
+void xps_reader_log_drops(struct xps_reader *reader, uint64_t n);
 /* Put a sentence of about 250 bytes at most into the log, as a warning; for what happens once in a reader's life. */
-void xps_stream_warn(struct xps_stream *stream, const char *text);
+void xps_reader_warn(struct xps_reader *reader, const char *text);

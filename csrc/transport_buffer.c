@@ -59,8 +59,8 @@ static void make_views(struct buffer_reader *buffer)
 
 static enum xps_poll finish(struct buffer_reader *buffer)
 {
-	if (buffer->bad_stat && !xps_stream_ended(buffer->base.stream))
-		xps_stream_count(buffer->base.stream, buffer->bad_stat, 1);
+	if (buffer->bad_stat && !xps_reader_ended(&buffer->base))
+		xps_reader_count(&buffer->base, buffer->bad_stat, 1);
 	if (buffer->base.batch_packets)
 		xps_batch_end(&buffer->base);
 	return XPS_POLL_END;
@@ -80,7 +80,7 @@ static enum xps_poll buffer_poll(struct xps_reader *reader)
 		if (buffer->n_views == 0)
 			return finish(buffer);
 		buffer->taken += xps_batch_push(reader, buffer->views + buffer->taken, buffer->n_views - buffer->taken);
-		if (xps_stream_ended(reader->stream))
+		if (xps_reader_ended(reader))
 			return finish(buffer);
 		if (buffer->taken < buffer->n_views)
 			return XPS_POLL_BLOCKED;

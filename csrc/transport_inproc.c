@@ -54,7 +54,7 @@ static enum xps_poll inproc_poll(struct xps_reader *reader)
 			return XPS_POLL_BLOCKED;
 		}
 		free(packet);
-		if (xps_stream_ended(reader->stream))
+		if (xps_reader_ended(reader))
 			return XPS_POLL_END;
 	}
 	return XPS_POLL_AGAIN;

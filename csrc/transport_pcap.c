@@ -73,7 +73,7 @@ bool xps_has_pcap(void)
 
 static void lose(struct pcap_reader *p, enum xps_stat stat, uint64_t n)
 {
-	xps_stream_count(p->base.stream, (int)stat, n);
+	xps_reader_count(&p->base, (int)stat, n);
 	p->n_lost[stat] += n;
 }
 
@@ -93,7 +93,7 @@ static bool read_packet(struct pcap_reader *p)
 		return false;
 	p->n_read++;
 	p->batch_read++;
-	xps_stream_count(p->base.stream, XPS_STAT_PCAP_PACKETS, 1);
+	xps_reader_count(&p->base, XPS_STAT_PCAP_PACKETS, 1);
 	return true;
 }
 
@@ -111,7 +111,7 @@ static bool view_joined(struct pcap_reader *p, struct xps_frame *frame)
 	frame->protocol = joined.protocol;
 	switch (xps_frame_parse_joined(frame, joined.payload, joined.length)) {
 	case XPS_FRAME_UDP:
-		xps_stream_count(p->base.stream, XPS_STAT_PCAP_JOINED, joined.n_fragments - 1);
+		xps_reader_count(&p->base, XPS_STAT_PCAP_JOINED, joined.n_fragments - 1);
 		p->view = (struct xps_view){
 			.data = joined.payload + frame->payload_offset,
 			.length = frame->payload_length,
@@ -212,7 +212,7 @@ static enum xps_poll capture_poll(struct xps_reader *reader)
 				return XPS_POLL_BLOCKED;
 			p->has_view = false;
 			p->batch_used++;
-			if (xps_stream_ended(reader->stream))
+			if (xps_reader_ended(reader))
 				return finish(p);
 		}
 		if (p->batch_used == BATCH || p->batch_read >= BATCH_READ)
@@ -259,13 +259,13 @@ static void warn_of_losses(struct pcap_reader *p)
 		return;
 	snprintf(text, sizeof(text), "capture file %s: %llu of %llu packets could not be used: %s", p->name,
 		 (unsigned long long)n, (unsigned long long)p->n_read, reasons);
-	xps_stream_warn(p->base.stream, text);
+	xps_reader_warn(&p->base, text);
 	if (p->has_filter && p->n_lost[XPS_STAT_PCAP_FRAGMENTS]) {
 		snprintf(text, sizeof(text),
 			 "capture file %s: a filter that names ports drops all fragments but the first; name addresses "
 			 "instead",
 			 p->name);
-		xps_stream_warn(p->base.stream, text);
+		xps_reader_warn(&p->base, text);
 	}
 }
 
@@ -276,7 +276,7 @@ static void warn_of_damage(struct pcap_reader *p)
 
 	snprintf(text, sizeof(text), "capture file %s: only the first %llu packets could be read: %s", p->name,
 		 (unsigned long long)p->n_read, damage ? damage : pcap_geterr(p->pcap));
-	xps_stream_warn(p->base.stream, text);
+	xps_reader_warn(&p->base, text);
 }
 
 static void capture_close(struct xps_reader *reader)
@@ -286,7 +286,7 @@ static void capture_close(struct xps_reader *reader)
 	if (p->in_batch)
 		add_undecodable(p);
 	if (p->has_view) /* another reader has ended the stream */
-		xps_stream_count(reader->stream, XPS_STAT_AFTER_STOP, 1);
+		xps_reader_count(reader, XPS_STAT_AFTER_STOP, 1);
 	xps_fragments_drop(p->fragments);
 	lose_fragments(p);
 	if (p->result == PCAP_ERROR)

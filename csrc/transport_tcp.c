@@ -56,7 +56,7 @@ static enum xps_poll accept_failed(struct tcp_reader *tcp, int err)
 	case ENOBUFS:
 	case ENOMEM:
 		if (!tcp->starved)
-			xps_stream_log_error(tcp->base.stream, err);
+			xps_reader_log_error(&tcp->base, err);
 		tcp->starved = true;
 		return XPS_POLL_LATER;
 	case ECONNABORTED:
@@ -69,10 +69,10 @@ static enum xps_poll accept_failed(struct tcp_reader *tcp, int err)
 	case EOPNOTSUPP:
 	case ENETDOWN:
 	case ENETUNREACH:
-		xps_stream_log_error(tcp->base.stream, err);
+		xps_reader_log_error(&tcp->base, err);
 		return XPS_POLL_WAIT;
 	default: /* somebody has shut the listening socket down */
-		xps_stream_log_error(tcp->base.stream, err);
+		xps_reader_log_error(&tcp->base, err);
 		return XPS_POLL_END;
 	}
 }
@@ -94,7 +94,7 @@ static enum xps_poll accept_connection(struct tcp_reader *tcp)
 	tcp->connected = true;
 	if (!err)
 		return XPS_POLL_AGAIN;
-	xps_stream_log_error(tcp->base.stream, -err);
+	xps_reader_log_error(&tcp->base, -err);
 	return XPS_POLL_END;
 }
 
@@ -114,7 +114,7 @@ static ssize_t receive(struct tcp_reader *tcp)
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return -EAGAIN;
 	if (n < 0) {
-		xps_stream_log_error(tcp->base.stream, errno);
+		xps_reader_log_error(&tcp->base, errno);
 		return 0;
 	}
 	tcp->end += (size_t)n;
@@ -126,9 +126,9 @@ static ssize_t receive(struct tcp_reader *tcp)
 
 static void count_skipped(struct tcp_reader *tcp, uint64_t n_bytes, int stat)
 {
-	xps_stream_count(tcp->base.stream, XPS_STAT_TCP_SKIPPED_BYTES, n_bytes);
+	xps_reader_count(&tcp->base, XPS_STAT_TCP_SKIPPED_BYTES, n_bytes);
 	if (stat)
-		xps_stream_count(tcp->base.stream, stat, 1);
+		xps_reader_count(&tcp->base, stat, 1);
 }
 
 /* Returns whether anything could be cut off, be it to be skipped. */
@@ -204,7 +204,7 @@ static enum xps_poll tcp_poll(struct xps_reader *reader)
 		tcp->in_batch = false;
 		xps_batch_end(reader);
 	}
-	if (xps_stream_ended(reader->stream))
+	if (xps_reader_ended(reader))
 		return XPS_POLL_END;
 	return tcp->drained ? XPS_POLL_WAIT : XPS_POLL_AGAIN;
 }

@@ -105,9 +105,9 @@ static void note_drops(struct udp_reader *udp, uint32_t total)
 	if (!more || more > INT32_MAX)
 		return;
 	udp->drops_logged = total;
-	xps_stream_log_drops(udp->base.stream, more);
+	xps_reader_log_drops(&udp->base, more);
 	if (!udp->drops_from_socket)
-		xps_stream_count(udp->base.stream, XPS_STAT_UDP_KERNEL_DROPS, more);
+		xps_reader_count(&udp->base, XPS_STAT_UDP_KERNEL_DROPS, more);
 }
 
 /* All that the socket's kernel side has dropped so far, whether or not a message has come since. */
@@ -151,7 +151,7 @@ static uint32_t receive(struct udp_reader *udp)
 	while (n < 0 && errno == EINTR);
 	/* Anything else is an error that the network reported for a socket that others use too: it has passed. */
 	if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
-		xps_stream_log_error(udp->base.stream, errno);
+		xps_reader_log_error(&udp->base, errno);
 	return n > 0 ? (uint32_t)n : 0;
 }
 
@@ -176,7 +176,7 @@ static bool next_view(struct udp_reader *udp, struct xps_view *view)
 		}
 		if (!truncated && length <= udp->max_size)
 			return true;
-		xps_stream_count(udp->base.stream, XPS_STAT_TRUNCATED_DATAGRAM, 1);
+		xps_reader_count(&udp->base, XPS_STAT_TRUNCATED_DATAGRAM, 1);
 	}
 	return false;
 }
@@ -219,7 +219,7 @@ static enum xps_poll udp_poll(struct xps_reader *reader)
 			return XPS_POLL_BLOCKED;
 		udp->in_batch = false;
 		xps_batch_end(reader);
-		if (xps_stream_ended(reader->stream))
+		if (xps_reader_ended(reader))
 			return XPS_POLL_END;
 		if (udp->n_messages < MESSAGES)
 			return XPS_POLL_WAIT;

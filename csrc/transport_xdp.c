@@ -2,13 +2,17 @@
 /*
  * How it works
  *
- * A reader has a slot in the port's maps and a socket on each queue it was asked to read. poll() goes round the sockets;
- * from each it takes a batch of descriptors, walks the headers, makes a view of each SPEAD packet where it lies, pushes
- * the views and gives the frames back. If the stream takes fewer, the batch stays in hand (`current`, `views`) until
- * poll() is called again.
+ * A *source* has a slot in the port's maps, and a reader for each worker it was asked for. The queues are dealt out among
+ * the readers, and a reader has a socket on each of its own. poll() goes round the sockets; from each it takes a batch of
+ * descriptors, walks the headers, makes a view of each SPEAD packet where it lies, pushes the views and gives the frames
+ * back. If the stream takes fewer, the batch stays in hand (`current`, `views`) until poll() is called again.
  *
  * While the stream is blocked, poll_blocked() moves what arrives out of the rings, so that the reader keeps to its share
  * of the frames of a queue that others read too.
+ *
+ * Readers are closed each by its own worker. The first one takes the slot out of the maps, for all of them, and the
+ * others wait until that is done; so when a reader counts for the last time, its counters have their last values. The
+ * last one gives the slot back.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -25,10 +29,12 @@ enum {
 	ROUNDS = 4, /* batches of each queue before other readers have their turn */
 };
 
+struct xdp_source;
+
 struct xdp_reader {
 	struct xps_reader reader;
-	struct xps_xdp_port *port;
-	int slot;
+	struct xdp_source *source;
+	uint32_t index; /* of the worker */
 	uint32_t max_size, max_poll;
 
 	struct xps_xdp_socket *sockets;
@@ -50,6 +56,20 @@ struct xdp_reader {
 
 	bool attached;
 	uint64_t reported[XPS_N_STATS]; /* by the last add_stats() */
+};
+
+/* What the readers of one call share. Each holds a reference, and so does the call. */
+struct xdp_source {
+	struct xps_xdp_port *port;
+	int slot;
+	uint32_t *owners; /* of each queue of the interface: the reader that counts for it, the first one if none reads it */
+	atomic_uint refs;
+
+	pthread_mutex_t lock;
+	bool cleared; /* guarded by the lock: the slot is in no map any more, and no packet is on its way from there */
+
+	uint32_t n_readers;
+	struct xdp_reader readers[];
 };
 
 static struct xdp_reader *reader_of(struct xps_reader *reader)
@@ -95,11 +115,11 @@ static void add_view(struct xdp_reader *r, const struct xps_xdp_socket *s, const
 	for (uint32_t i = 0; i < n; i++)
 		total += descs[i].len;
 	if (unlikely(xps_frame_parse(&frame, data, descs[0].len, total) != XPS_FRAME_UDP)) {
-		xps_stream_count(r->reader.stream, XPS_STAT_XDP_BAD_FRAME, 1);
+		xps_reader_count(&r->reader, XPS_STAT_XDP_BAD_FRAME, 1);
 		return;
 	}
 	if (unlikely(frame.payload_length > r->max_size)) {
-		xps_stream_count(r->reader.stream, XPS_STAT_TRUNCATED_DATAGRAM, 1);
+		xps_reader_count(&r->reader, XPS_STAT_TRUNCATED_DATAGRAM, 1);
 		return;
 	}
 	room = descs[0].len - frame.payload_offset;
@@ -124,7 +144,7 @@ static void make_views(struct xdp_reader *r, struct xps_xdp_socket *s)
 		first = i + 1;
 	}
 	if (unlikely(s->n_overlong))
-		xps_stream_count(r->reader.stream, XPS_STAT_XDP_BAD_FRAME, s->n_overlong);
+		xps_reader_count(&r->reader, XPS_STAT_XDP_BAD_FRAME, s->n_overlong);
 	s->n_overlong = 0;
 }
 
@@ -177,7 +197,7 @@ static enum outcome poll_round(struct xdp_reader *r)
 		case BLOCKED:
 			return BLOCKED;
 		case DONE:
-			if (xps_stream_ended(r->reader.stream))
+			if (xps_reader_ended(&r->reader))
 				return BLOCKED;
 			all = DONE;
 			break;
@@ -196,7 +216,7 @@ static void clear_errors(struct xdp_reader *r)
 		socklen_t length = sizeof(err);
 
 		if (!getsockopt(r->sockets[i].fd, SOL_SOCKET, SO_ERROR, &err, &length) && err)
-			xps_stream_log_error(r->reader.stream, err);
+			xps_reader_log_error(&r->reader, err);
 	}
 }
 
@@ -235,7 +255,7 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 	clear_kick(r);
 	if (r->current && !push(r))
 		return XPS_POLL_BLOCKED;
-	for (int i = 0; i < ROUNDS && !xps_stream_ended(reader->stream); i++) {
+	for (int i = 0; i < ROUNDS && !xps_reader_ended(reader); i++) {
 		switch (poll_round(r)) {
 		case EMPTY:
 			return rest(r);
@@ -247,7 +267,7 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 			break;
 		}
 	}
-	return xps_stream_ended(reader->stream) ? XPS_POLL_END : XPS_POLL_AGAIN;
+	return xps_reader_ended(reader) ? XPS_POLL_END : XPS_POLL_AGAIN;
 }
 
 static void reader_poll_blocked(struct xps_reader *reader)
@@ -261,16 +281,26 @@ static void reader_poll_blocked(struct xps_reader *reader)
 
 /* ---------------------------------------------------------------- statistics */
 
+/* What the program counted on one queue. */
+static void add_counters(const struct xdp_source *source, uint32_t queue, uint64_t *stats)
+{
+	const struct xps_steer_counters c = xps_xdp_port_queue_counters(source->port, source->slot, queue);
+
+	stats[XPS_STAT_XDP_MATCHED] += c.matched;
+	stats[XPS_STAT_XDP_REDIRECTED] += c.redirected;
+	stats[XPS_STAT_XDP_NO_SOCKET] += c.no_socket;
+	stats[XPS_STAT_XDP_BAD_LENGTH] += c.bad_length;
+	stats[XPS_STAT_XDP_FRAGMENTS] += c.fragments;
+}
+
 static void collect_stats(struct xdp_reader *r, uint64_t *stats)
 {
-	const struct xps_steer_counters c = xps_xdp_port_counters(r->port, r->slot);
+	const struct xdp_source *source = r->source;
 
 	memset(stats, 0, XPS_N_STATS * sizeof(stats[0]));
-	stats[XPS_STAT_XDP_MATCHED] = c.matched;
-	stats[XPS_STAT_XDP_REDIRECTED] = c.redirected;
-	stats[XPS_STAT_XDP_NO_SOCKET] = c.no_socket;
-	stats[XPS_STAT_XDP_BAD_LENGTH] = c.bad_length;
-	stats[XPS_STAT_XDP_FRAGMENTS] = c.fragments;
+	for (uint32_t queue = 0; queue < (uint32_t)source->port->config.n_queues; queue++)
+		if (source->owners[queue] == r->index)
+			add_counters(source, queue, stats);
 	stats[XPS_STAT_XDP_UNREAD_DROPS] = atomic_load_explicit(&r->unread_drops, memory_order_relaxed);
 	for (uint32_t i = 0; i < r->n_sockets; i++) {
 		struct xdp_statistics s;
@@ -309,7 +339,7 @@ static void settle(struct xdp_reader *r)
 	collect_stats(r, stats);
 	for (int i = 0; i < XPS_N_STATS; i++)
 		if (stats[i] > r->reported[i])
-			xps_stream_count(r->reader.stream, i, stats[i] - r->reported[i]);
+			xps_reader_count(&r->reader, i, stats[i] - r->reported[i]);
 }
 
 /* ---------------------------------------------------------------- after a fork */
@@ -329,25 +359,46 @@ void xps_xdp_port_forget(struct xps_xdp_port *port)
 
 /* ---------------------------------------------------------------- opening and closing */
 
+/* From here on no packet comes to any socket of the source. Whoever is second waits until the first is done. */
+static void source_clear(struct xdp_source *source)
+{
+	pthread_mutex_lock(&source->lock);
+	if (!source->cleared) {
+		xps_xdp_port_clear_slot(source->port, source->slot);
+		xps_xdp_quiesce();
+	}
+	source->cleared = true;
+	pthread_mutex_unlock(&source->lock);
+}
+
+static void source_free(struct xdp_source *source)
+{
+	if (atomic_fetch_sub(&source->refs, 1) != 1)
+		return;
+	if (source->slot >= 0)
+		xps_xdp_port_give_slot(source->port, source->slot);
+	xps_xdp_port_free(source->port);
+	pthread_mutex_destroy(&source->lock);
+	free(source->owners);
+	free(source);
+}
+
 /* Also for a reader that was opened in part. The order matters: maps, rings, descriptors, program. */
 static void reader_close(struct xps_reader *reader)
 {
 	struct xdp_reader *r = reader_of(reader);
 
-	if (r->slot >= 0) {
-		xps_xdp_port_clear_slot(r->port, r->slot);
-		xps_xdp_quiesce();
+	if (r->source->slot >= 0) {
+		source_clear(r->source);
 		settle(r);
-		xps_xdp_port_give_slot(r->port, r->slot);
 	}
 	for (uint32_t i = 0; i < r->n_sockets; i++)
 		xps_xdp_socket_close(&r->sockets[i]);
 	if (r->kick_fd >= 0)
 		close(r->kick_fd);
-	xps_xdp_port_free(r->port);
 	free(r->reader.watches);
 	free(r->sockets);
-	free(r);
+	source_free(r->source);
 }
 
 static const struct xps_reader_ops xdp_ops = {
@@ -371,6 +422,10 @@ static int check_config(const struct xps_xdp_reader_config *config, struct xps_f
 		return xps_fail_set(fail, EINVAL, step, "max_size must be positive.");
 	if (!config->buffer_size)
 		return xps_fail_set(fail, EINVAL, step, "buffer_size must be positive.");
+	if (!config->n_workers || config->n_workers > config->n_queues)
+		return xps_fail_set(fail, EINVAL, step,
+				    "There must be from 1 worker to one for each queue, not %u workers for %u queues.",
+				    config->n_workers, config->n_queues);
 	for (uint32_t i = 0; i < config->n_queues; i++)
 		for (uint32_t j = 0; j < i; j++)
 			if (config->queues[i] == config->queues[j])
@@ -378,120 +433,186 @@ static int check_config(const struct xps_xdp_reader_config *config, struct xps_f
 	return 0;
 }
 
-static struct xdp_reader *reader_alloc(struct xps_stream *stream, struct xps_xdp_port *port,
-				       const struct xps_xdp_reader_config *config, struct xps_fail *fail)
+/* The number of queues that are dealt to reader `index`. */
+static uint32_t share_of(uint32_t index, const struct xps_xdp_reader_config *config)
 {
-	struct xdp_reader *r = calloc(1, sizeof(*r));
-
-	if (r) {
-		r->sockets = calloc(config->n_queues, sizeof(r->sockets[0]));
-		r->reader.watches = calloc((size_t)config->n_queues + 1, sizeof(r->reader.watches[0]));
-	}
-	if (!r || !r->sockets || !r->reader.watches) {
-		if (r)
-			free(r->reader.watches);
-		if (r)
-			free(r->sockets);
-		free(r);
-		xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a reader.");
-		return NULL;
-	}
-	xps_xdp_port_ref(port);
-	r->port = port;
-	r->reader.ops = &xdp_ops;
-	r->reader.stream = stream;
-	r->max_size = config->max_size;
-	r->max_poll = config->max_poll > 0 ? (uint32_t)config->max_poll : 0;
-	r->slot = r->kick_fd = -1;
-	atomic_init(&r->kicked, false);
-	atomic_init(&r->unread_drops, 0);
-	return r;
+	return (config->n_queues - index - 1) / config->n_workers + 1;
 }
 
-static int open_sockets(struct xdp_reader *r, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
+static int reader_init(struct xdp_reader *r, struct xdp_source *source, const struct xps_xdp_reader_config *config)
 {
-	const struct xps_xdp_queue_config queue = { .buffer_size = config->buffer_size,
-						    .zero_copy = config->zero_copy };
+	const uint32_t n_sockets = share_of(r->index, config);
 
-	for (uint32_t i = 0; i < config->n_queues; i++) {
-		struct xps_xdp_socket *s = &r->sockets[i];
-		int err;
+	r->reader.ops = &xdp_ops;
+	r->source = source;
+	r->max_size = config->max_size;
+	r->max_poll = config->max_poll > 0 ? (uint32_t)config->max_poll : 0;
+	r->kick_fd = -1;
+	atomic_init(&r->kicked, false);
+	atomic_init(&r->unread_drops, 0);
+	r->sockets = calloc(n_sockets, sizeof(r->sockets[0]));
+	r->reader.watches = calloc((size_t)n_sockets + 1, sizeof(r->reader.watches[0]));
+	return r->sockets && r->reader.watches ? 0 : -ENOMEM;
+}
 
-		s->member.kick_fd = r->kick_fd;
-		s->member.kicked = &r->kicked;
-		err = xps_xdp_socket_open(s, r->port, config->queues[i], &queue, fail);
-		if (err)
-			return err;
-		r->n_sockets++;
-		r->reader.watches[r->reader.n_watches++].watch.fd = s->fd;
-		err = xps_xdp_port_set_socket(r->port, r->slot, config->queues[i], s->fd, fail);
-		if (err)
-			return err;
+/* Close the readers from number `first` on, which the stream does not have. */
+static void close_readers(struct xdp_source *source, uint32_t first)
+{
+	const uint32_t n = source->n_readers; /* the last one may take the source along */
+
+	for (uint32_t i = first; i < n; i++)
+		reader_close(&source->readers[i].reader);
+}
+
+static struct xdp_source *source_new(struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
+				     struct xps_fail *fail)
+{
+	struct xdp_source *source = calloc(1, sizeof(*source) + config->n_workers * sizeof(source->readers[0]));
+	int err = 0;
+
+	if (!source)
+		goto no_memory;
+	xps_xdp_port_ref(port);
+	source->port = port;
+	source->slot = -1;
+	pthread_mutex_init(&source->lock, NULL);
+	source->n_readers = config->n_workers;
+	atomic_init(&source->refs, 1 + source->n_readers);
+	source->owners = calloc((size_t)port->config.n_queues, sizeof(source->owners[0]));
+	for (uint32_t i = 0; i < source->n_readers; i++) {
+		source->readers[i].index = i;
+		err |= reader_init(&source->readers[i], source, config);
 	}
-	return 0;
+	if (source->owners && !err)
+		return source;
+	close_readers(source, 0);
+	source_free(source);
+no_memory:
+	xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a reader.");
+	return NULL;
+}
+
+static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xdp_reader_config *config,
+		       struct xps_fail *fail)
+{
+	const struct xps_xdp_queue_config queue_config = { .buffer_size = config->buffer_size,
+							   .zero_copy = config->zero_copy };
+	struct xps_xdp_socket *s = &r->sockets[r->n_sockets];
+	struct xdp_source *source = r->source;
+	int err;
+
+	s->member.kick_fd = r->kick_fd;
+	s->member.kicked = &r->kicked;
+	err = xps_xdp_socket_open(s, source->port, queue, &queue_config, fail);
+	if (err)
+		return err;
+	r->n_sockets++;
+	r->reader.watches[r->reader.n_watches++].watch.fd = s->fd;
+	source->owners[queue] = r->index;
+	return xps_xdp_port_set_socket(source->port, source->slot, queue, s->fd, fail);
 }
 
 static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
 {
-	int err;
+	int err = 0;
 
 	r->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (r->kick_fd < 0)
 		return xps_fail_set(fail, errno, "create eventfd", "Cannot create an eventfd: %s.", strerror(errno));
 	r->reader.watches[r->reader.n_watches++].watch.fd = r->kick_fd;
-	r->slot = xps_xdp_port_take_slot(r->port, fail);
-	if (r->slot < 0)
-		return r->slot;
-	err = open_sockets(r, config, fail);
+	for (uint32_t i = r->index; i < config->n_queues && !err; i += config->n_workers)
+		err = open_socket(r, config->queues[i], config, fail);
+	return err;
+}
+
+static int source_open(struct xdp_source *source, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
+{
+	int err = 0;
+
+	source->slot = xps_xdp_port_take_slot(source->port, fail);
+	if (source->slot < 0)
+		return source->slot;
+	for (uint32_t i = 0; i < source->n_readers && !err; i++)
+		err = reader_open(&source->readers[i], config, fail);
 	if (err)
 		return err;
 	/* Last: from here on packets come. */
-	return xps_xdp_port_add_endpoints(r->port, r->slot, config->endpoints, config->n_endpoints, fail);
+	return xps_xdp_port_add_endpoints(source->port, source->slot, config->endpoints, config->n_endpoints, fail);
 }
 
-static void tell(const struct xdp_reader *r, struct xps_xdp_obtained *obtained)
+static void tell_socket(const struct xps_xdp_socket *s, struct xps_xdp_obtained *obtained)
+{
+	obtained->zero_copy = obtained->zero_copy && s->zero_copy;
+	obtained->multi_buffer = obtained->multi_buffer && s->queue->multi_buffer;
+	obtained->frame_size = s->queue->frame_size;
+	obtained->memory += s->queue->memory + s->rx.map_size;
+}
+
+static void tell(const struct xdp_source *source, struct xps_xdp_obtained *obtained)
 {
 	*obtained = (struct xps_xdp_obtained){
-		.mode = r->port->program.mode,
+		.mode = source->port->program.mode,
 		.zero_copy = true,
 		.multi_buffer = true,
 	};
-	for (uint32_t i = 0; i < r->n_sockets; i++) {
-		const struct xps_xdp_socket *s = &r->sockets[i];
+	for (uint32_t i = 0; i < source->n_readers; i++)
+		for (uint32_t j = 0; j < source->readers[i].n_sockets; j++)
+			tell_socket(&source->readers[i].sockets[j], obtained);
+}
 
-		obtained->zero_copy = obtained->zero_copy && s->zero_copy;
-		obtained->multi_buffer = obtained->multi_buffer && s->queue->multi_buffer;
-		obtained->frame_size = s->queue->frame_size;
-		obtained->memory += s->queue->memory + s->rx.map_size;
+/* Give each reader to its worker. Returns how many have been given; the rest is still ours. */
+static uint32_t attach_readers(struct xdp_source *source, struct xps_stream *stream, int *err)
+{
+	uint32_t n = 0;
+
+	*err = xps_stream_want_lanes(stream, source->n_readers);
+	for (; n < source->n_readers && !*err; n++) {
+		struct xdp_reader *r = &source->readers[n];
+
+		r->attached = true; /* before: the stream may close it at once */
+		*err = xps_reader_attach_to(stream, n, &r->reader);
+		if (*err) {
+			r->attached = false;
+			break;
+		}
 	}
+	return n;
+}
+
+static int attach(struct xdp_source *source, struct xps_stream *stream, struct xps_fail *fail)
+{
+	int err;
+	const uint32_t n = attach_readers(source, stream, &err);
+
+	if (!err)
+		return 0;
+	for (uint32_t i = 0; i < n; i++)
+		xps_reader_detach(stream, i, &source->readers[i].reader);
+	close_readers(source, n);
+	/* A stream that has stopped wants no more readers, and that is no error. */
+	if (err == -EPIPE)
+		return 0;
+	return xps_fail_set(fail, -err, "attach reader", "Cannot give the reader to its stream: %s.", strerror(-err));
 }
 
 int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
 		       struct xps_xdp_obtained *obtained, struct xps_fail *fail)
 {
-	struct xdp_reader *r;
+	struct xdp_source *source;
 	int err = check_config(config, fail);
 
 	if (err)
 		return err;
-	r = reader_alloc(stream, port, config, fail);
-	if (!r)
+	source = source_new(port, config, fail);
+	if (!source)
 		return -ENOMEM;
-	err = reader_open(r, config, fail);
+	err = source_open(source, config, fail);
 	if (!err) {
-		tell(r, obtained);
-		r->attached = true; /* before: the stream may close it at once */
-		err = xps_reader_attach(stream, &r->reader);
-		if (!err)
-			return 0;
-		r->attached = false;
-		/* A stream that has stopped wants no more readers, and that is no error. */
-		if (err == -EPIPE)
-			err = 0;
-		else
-			xps_fail_set(fail, -err, "attach reader", "Cannot give the reader to its stream: %s.",
-				     strerror(-err));
+		tell(source, obtained);
+		err = attach(source, stream, fail);
+	} else {
+		close_readers(source, 0);
 	}
-	reader_close(&r->reader);
+	source_free(source);
 	return err;
 }

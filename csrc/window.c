@@ -262,14 +262,16 @@ uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views
 	struct xps_packet scratch;
 	uint32_t i;
 
-	for (i = 0; i < n && window->n_out <= credit; i++) {
+	for (i = 0; i < n; i++) {
 		const struct xps_packet *packet = views[i].decoded;
 		int stat = 0;
 
-		if (unlikely(window->ended)) {
+		if (unlikely(window->ended)) { /* first: these need no room */
 			window->stats[XPS_STAT_AFTER_STOP] += n - i;
 			return n;
 		}
+		if (unlikely(window->n_out > credit))
+			break;
 		if (i + PREFETCH < n)
 			__builtin_prefetch(views[i + PREFETCH].data);
 		if (!packet) {

@@ -42,7 +42,7 @@ struct xps_window {
 	/* Output: who takes heaps sets n_out to 0 (or moves the rest to the front). */
 	struct xps_heap *out[XPS_OUTBOX_SIZE];
 	uint32_t n_out;
-	bool ended;                  /* a stop item came */
+	bool ended;                  /* a stop item came, or the owner says that the stream is over */
 	uint64_t stats[XPS_N_STATS]; /* since the owner last took them */
 	struct xps_window_news news;
 
@@ -63,7 +63,7 @@ void xps_window_fini(struct xps_window *window);
 
 /*
  * Process views until all are done or more than `credit` (at most XPS_MAX_CREDIT) heaps are in the outbox. Returns how
- * many were taken. Views after a stop item are taken and counted as XPS_STAT_AFTER_STOP.
+ * many were taken. Views after a stop item are taken, however full the outbox, and counted as XPS_STAT_AFTER_STOP.
  */
 uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views, uint32_t n, uint32_t credit);
 

@@ -94,7 +94,7 @@ void xps_payload_free(uint8_t *payload);
 
 /* ---------------------------------------------------------------- threads */
 
-/* A fixed number of worker threads, each with an event loop. A stream's readers all run on one of them. */
+/* A fixed number of worker threads, each with an event loop. A stream has one of them, or more if a reader asks for it. */
 
 /* Thread i is bound to core affinity[i % n_affinity]; n_affinity == 0 binds none. */
 struct xps_pool *xps_pool_new(int n_threads, const int *affinity, size_t n_affinity, struct xps_fail *fail);
@@ -364,6 +364,7 @@ struct xps_xdp_reader_config {
 	uint32_t max_size;    /* longest UDP payload accepted, bytes */
 	int zero_copy;        /* 1 demand, 0 refuse, -1 take what there is */
 	int max_poll;         /* looks at an empty ring before the worker sleeps */
+	uint32_t n_workers;   /* threads that the queues are dealt out to in turn, 1 to n_queues, at most 64 */
 };
 
 /* What a reader really got, read back from the kernel. */
@@ -388,7 +389,12 @@ bool xps_xdp_port_in_use(struct xps_xdp_port *port);
  * is taken, and its packets go there. The port is of no further use.
  */
 void xps_xdp_port_forget(struct xps_xdp_port *port);
-/* Bind a socket to each queue and steer the endpoints to them. The reader holds the port. */
+/*
+ * Bind a socket to each queue and steer the endpoints to them. The reader holds the port. With one worker it shares the
+ * stream's window with the other readers. With more each has a window of its own, so that packets of one heap have to
+ * come through one queue, and heaps of different workers come in no particular order. Workers of one number share a
+ * window, whichever readers of the stream they belong to. A pool of fewer threads gives one thread to several workers.
+ */
 int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
 		       struct xps_xdp_obtained *obtained, struct xps_fail *fail);
 

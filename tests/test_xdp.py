@@ -1043,6 +1043,7 @@ def test_configuration_has_keywords_and_properties_of_one_name():
         "mode": "generic",
         "zero_copy": False,
         "max_poll": 3,
+        "workers": 2,
         "fallback": True,
     }
     by_keyword, by_property = recv.UdpXdpConfig(**options), recv.UdpXdpConfig()
@@ -1068,6 +1069,8 @@ def test_configuration_has_keywords_and_properties_of_one_name():
         ({"buffer_size": -1}, TypeError),
         ({"max_size": 0}, ValueError),
         ({"max_poll": -1}, TypeError),
+        ({"workers": 0}, ValueError),
+        ({"workers": 2.5}, TypeError),
         ({"interface": 3}, TypeError),
     ],
     ids=repr,

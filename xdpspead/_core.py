@@ -832,6 +832,7 @@ class Stream:
         max_size: int,
         zero_copy: bool | None,
         max_poll: int,
+        workers: int,
     ) -> XdpObtained | None:
         """Receive `endpoints`, (4 or 6, packed address, port), on `queues` of the port.
 
@@ -856,6 +857,7 @@ class Stream:
                 "max_size": max_size,
                 "zero_copy": -1 if zero_copy is None else int(zero_copy),
                 "max_poll": max_poll,
+                "n_workers": workers,
             },
         )
         obtained = ffi.new("struct xps_xdp_obtained *")

@@ -16,7 +16,8 @@ class ThreadPool:
     """Worker threads that receive packets and put heaps together.
 
     A stream's readers all run on one thread of the pool, so a pool serves as many streams at full
-    speed as it has threads. A stream that nobody reads costs the others nothing.
+    speed as it has threads; but an AF_XDP reader may ask for several
+    (:attr:`.UdpXdpConfig.workers`). A stream that nobody reads costs the others nothing.
 
     Parameters
     ----------

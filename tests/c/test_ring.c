@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The queue between a stream's worker and its users: order, room, waiting, the descriptor, the end. */
+/* The queue between a stream's workers and its users: order, room, waiting, the descriptor, the end. */
 #include <errno.h>
 #include <signal.h>
 
@@ -28,25 +28,30 @@ static void close_ring(struct xps_ring *ring)
 }
 
 /* Push heaps first..first+n-1; those that do not fit are freed. Returns how many fitted. */
-static uint32_t push(struct xps_ring *ring, uint64_t first, uint32_t n)
+static uint32_t push_as(struct xps_ring *ring, uint32_t producer, uint64_t first, uint32_t n)
 {
 	struct xps_heap *heaps[16] = { NULL };
 	uint32_t room, pushed;
 
 	for (uint32_t i = 0; i < n; i++)
 		heaps[i] = new_heap(first + i);
-	pushed = xps_ring_push(ring, heaps, n, &room);
+	pushed = xps_ring_push(ring, producer, heaps, n, &room);
 	xps_ring_wake(ring);
 	for (uint32_t i = pushed; i < n; i++)
 		xps_heap_free(heaps[i]);
 	return pushed;
 }
 
-/* Without waiting. Returns whether the worker is to be woken. */
-static bool pop(struct xps_ring *ring, uint64_t cnt)
+static uint32_t push(struct xps_ring *ring, uint64_t first, uint32_t n)
+{
+	return push_as(ring, 0, first, n);
+}
+
+/* Without waiting. Returns which producers are to be woken. */
+static uint64_t pop(struct xps_ring *ring, uint64_t cnt)
 {
 	struct xps_heap *heap;
-	bool unparked;
+	uint64_t unparked;
 
 	CHECK_EQ(xps_ring_pop(ring, &heap, 1, 0, &unparked), 1);
 	CHECK_EQ(heap->cnt, cnt);
@@ -57,7 +62,7 @@ static bool pop(struct xps_ring *ring, uint64_t cnt)
 static int pop_nothing(struct xps_ring *ring, int timeout_ms)
 {
 	struct xps_heap *heap;
-	bool unparked;
+	uint64_t unparked;
 	int result = xps_ring_pop(ring, &heap, 1, timeout_ms, &unparked);
 
 	CHECK(!unparked);
@@ -103,7 +108,7 @@ static void test_pop_takes_as_many_as_are_there_and_asked_for(void)
 {
 	struct xps_ring *ring = open_ring(10);
 	struct xps_heap *heaps[10];
-	bool unparked;
+	uint64_t unparked;
 
 	CHECK_EQ(push(ring, 0, 7), 7);
 	CHECK_EQ(xps_ring_pop(ring, heaps, 4, 0, &unparked), 4);
@@ -137,11 +142,11 @@ static void test_push_tells_how_many_fitted_and_the_room_left(void)
 
 	for (uint64_t i = 0; i < 5; i++)
 		heaps[i] = new_heap(i);
-	CHECK_EQ(xps_ring_push(ring, heaps, 0, &room), 0);
+	CHECK_EQ(xps_ring_push(ring, 0, heaps, 0, &room), 0);
 	CHECK_EQ(room, 3);
-	CHECK_EQ(xps_ring_push(ring, heaps, 2, &room), 2);
+	CHECK_EQ(xps_ring_push(ring, 0, heaps, 2, &room), 2);
 	CHECK_EQ(room, 1);
-	CHECK_EQ(xps_ring_push(ring, heaps + 2, 3, &room), 1);
+	CHECK_EQ(xps_ring_push(ring, 0, heaps + 2, 3, &room), 1);
 	CHECK_EQ(room, 0);
 	xps_heap_free(heaps[3]);
 	xps_heap_free(heaps[4]);
@@ -155,7 +160,7 @@ static void test_first_pop_after_a_push_that_did_not_fit_wakes_the_worker(void)
 	CHECK_EQ(push(ring, 0, 2), 2);
 	CHECK(!pop(ring, 0)); /* full, but nothing was left over */
 	CHECK_EQ(push(ring, 2, 2), 1);
-	CHECK(pop(ring, 1));
+	CHECK_EQ(pop(ring, 1), 1);
 	CHECK(!pop(ring, 2)); /* it has been told */
 	close_ring(ring);
 }
@@ -169,6 +174,30 @@ static void test_push_that_fits_takes_the_wish_to_be_woken_back(void)
 	CHECK_EQ(push(ring, 1, 2), 1);
 	CHECK_EQ(push(ring, 1, 0), 0);
 	CHECK(!pop(ring, 1));
+	close_ring(ring);
+}
+
+/* ---------------------------------------------------------------- several producers */
+
+static void test_every_producer_that_was_left_with_heaps_is_woken_once(void)
+{
+	struct xps_ring *ring = open_ring(2);
+
+	CHECK_EQ(push_as(ring, 0, 0, 1), 1);
+	CHECK_EQ(push_as(ring, 5, 1, 2), 1);
+	CHECK_EQ(push_as(ring, XPS_RING_PRODUCERS - 1, 2, 1), 0);
+	CHECK_EQ(pop(ring, 0), (UINT64_C(1) << 5) | (UINT64_C(1) << (XPS_RING_PRODUCERS - 1)));
+	CHECK(!pop(ring, 1));
+	close_ring(ring);
+}
+
+static void test_push_of_one_producer_leaves_the_wish_of_another_alone(void)
+{
+	struct xps_ring *ring = open_ring(1);
+
+	CHECK_EQ(push_as(ring, 3, 0, 2), 1);
+	CHECK_EQ(push_as(ring, 4, 0, 0), 0); /* all of it fits */
+	CHECK_EQ(pop(ring, 0), UINT64_C(1) << 3);
 	close_ring(ring);
 }
 
@@ -189,7 +218,7 @@ static void test_pop_of_an_empty_ring_waits_as_long_as_it_was_told(void)
 static void *pop_one(void *argument)
 {
 	struct xps_heap *heap;
-	bool unparked;
+	uint64_t unparked;
 	int result = xps_ring_pop(argument, &heap, 1, DEADLINE_MS, &unparked);
 
 	if (result > 0)
@@ -232,7 +261,7 @@ static void test_heaps_one_by_one_reach_waiting_users_one_by_one(void)
 static void *pop_several(void *argument)
 {
 	struct xps_heap *heaps[4];
-	bool unparked;
+	uint64_t unparked;
 	int n = xps_ring_pop(argument, heaps, 4, DEADLINE_MS, &unparked);
 
 	for (int i = 0; i < n; i++)
@@ -344,7 +373,7 @@ static void test_descriptor_tells_of_new_heaps_when_the_worker_says_so(void)
 
 	xps_ring_wake(ring);
 	CHECK(!readable(fd)); /* there is nothing */
-	CHECK_EQ(xps_ring_push(ring, heaps, 2, &room), 2);
+	CHECK_EQ(xps_ring_push(ring, 0, heaps, 2, &room), 2);
 	CHECK(!readable(fd));
 	pop(ring, 0); /* whoever looks finds it */
 	xps_ring_wake(ring);
@@ -420,7 +449,7 @@ static void *pop_until_stopped(void *argument)
 	int64_t last = -1;
 
 	for (;;) {
-		bool unparked;
+		uint64_t unparked;
 		int n = xps_ring_pop(shared->ring, heaps, 3, DEADLINE_MS, &unparked);
 
 		if (unparked) {
@@ -451,7 +480,7 @@ static void push_all(struct shared *shared)
 	while (made < HEAPS || n) {
 		while (n < 5 && made < HEAPS)
 			heaps[n++] = new_heap(made++);
-		pushed = xps_ring_push(shared->ring, heaps, n, &room);
+		pushed = xps_ring_push(shared->ring, 0, heaps, n, &room);
 		xps_ring_wake(shared->ring);
 		n -= pushed;
 		memmove(heaps, heaps + pushed, n * sizeof(*heaps));
@@ -488,7 +517,7 @@ static void *poll_until_stopped(void *argument)
 	struct shared *shared = argument;
 	struct xps_heap *heap;
 	uint64_t next = 0;
-	bool unparked;
+	uint64_t unparked;
 
 	for (;;) {
 		int n;
@@ -535,6 +564,9 @@ int main(void)
 	test_push_tells_how_many_fitted_and_the_room_left();
 	test_first_pop_after_a_push_that_did_not_fit_wakes_the_worker();
 	test_push_that_fits_takes_the_wish_to_be_woken_back();
+
+	test_every_producer_that_was_left_with_heaps_is_woken_once();
+	test_push_of_one_producer_leaves_the_wish_of_another_alone();
 
 	test_pop_of_an_empty_ring_waits_as_long_as_it_was_told();
 	test_every_waiting_user_gets_a_heap();

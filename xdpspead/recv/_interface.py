@@ -91,4 +91,12 @@ def choose_queues(config: UdpXdpConfig, interface: Interface) -> list[int]:
                 f"`ethtool -l {interface.name}`",
                 "choose queues",
             )
+    if config.workers > len(queues):
+        raise XdpError(
+            errno.EINVAL,
+            f"choose queues: workers is {config.workers}, more than {interface.name} has receive "
+            f"queues ({interface.n_queues}); ask for fewer, or give it more queues with "
+            f"`ethtool -L {interface.name}`",
+            "choose queues",
+        )
     return queues

@@ -34,6 +34,8 @@ class ReaderInfo:
         Whether the device writes into the reader's memory itself.
     memory : int
         Bytes of packet buffers.
+    workers : int
+        Threads that read it.
     """
 
     transport: str
@@ -43,6 +45,7 @@ class ReaderInfo:
     mode: str | None = None
     zero_copy: bool = False
     memory: int = 0
+    workers: int = 1
 
 
 #: Begins to read, and says which readers there are now.

@@ -234,8 +234,11 @@ class _Stream:
             If AF_XDP cannot be had here; the text says which step failed, why, and how to mend it.
             With ``config.fallback`` that text is logged as a warning, and an ordinary UDP socket
             is read instead.
+        ValueError
+            If it says no endpoint, or wants more workers than it has queues or the pool has
+            threads.
         """
-        begin = _xdp.prepare(config, self._joined)
+        begin = _xdp.prepare(config, self._thread_pool._threads, self._joined)
         weakref.finalize(self, self._joined.close)
         self._add(begin)
 

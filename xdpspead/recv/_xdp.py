@@ -130,15 +130,15 @@ def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
     return endpoints
 
 
-def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
-    """Check the configuration of an AF_XDP reader.
+def prepare(config: UdpXdpConfig, threads: int, joined: contextlib.ExitStack) -> Begin:
+    """Check the configuration of an AF_XDP reader of a stream that has a pool of `threads` threads.
 
     `joined` will hold the sockets that joined multicast groups for it.
     """
     if not isinstance(config, UdpXdpConfig):
         raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
     config = config._copy()
-    config._check()
+    config._check(threads)
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:
         try:
@@ -199,6 +199,7 @@ def open_reader(
                 config.max_size,
                 config.zero_copy,
                 config.max_poll,
+                config.workers,
             )
         if obtained is not None:
             joined.push(groups.pop_all())
@@ -222,4 +223,5 @@ def open_reader(
         mode="native" if obtained.native else "generic",
         zero_copy=obtained.zero_copy,
         memory=obtained.memory,
+        workers=config.workers,
     )

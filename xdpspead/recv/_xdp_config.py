@@ -9,6 +9,7 @@ from .._addresses import endpoint_pair
 from .._arguments import Config, count
 
 _MODES: Final = ("auto", "native", "generic")
+_MOST_WORKERS: Final = 64
 
 
 class UdpXdpConfig(Config):
@@ -42,6 +43,13 @@ class UdpXdpConfig(Config):
     max_poll : int
         How often an empty ring is looked at before the worker sleeps. More is quicker and costs CPU
         time.
+    workers : int
+        Threads of the stream's pool that read the queues, which are dealt out among them in turn.
+        With 1 all readers of the stream share one window, as with every other transport. With more,
+        each worker has a window of its own, so that they do not wait for each other; packets of one
+        heap must then come through one queue (they do if they come from one flow: one sender
+        address and port to one destination), and heaps of different workers come in no particular
+        order. Memory for partial heaps is bounded by workers x substreams x max_heaps.
     fallback : bool
         Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had.
     """
@@ -60,6 +68,7 @@ class UdpXdpConfig(Config):
         "_max_size",
         "_mode",
         "_queues",
+        "_workers",
         "_zero_copy",
     )
 
@@ -73,6 +82,7 @@ class UdpXdpConfig(Config):
         self._mode = "auto"
         self._zero_copy: bool | None = None
         self._max_poll = self.DEFAULT_MAX_POLL
+        self._workers = 1
         self._fallback = False
         self._set(kwargs)
 
@@ -170,6 +180,18 @@ class UdpXdpConfig(Config):
         self._max_poll = count("max_poll", value)
 
     @property
+    def workers(self) -> int:
+        """Threads that read the queues."""
+        return self._workers
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        workers = count("workers", value, 1)
+        if workers > _MOST_WORKERS:
+            raise ValueError(f"workers cannot be {workers}, it must be at most {_MOST_WORKERS}")
+        self._workers = workers
+
+    @property
     def fallback(self) -> bool:
         """Whether to read ordinary sockets if AF_XDP cannot be had."""
         return self._fallback
@@ -178,6 +200,17 @@ class UdpXdpConfig(Config):
     def fallback(self, value: bool) -> None:
         self._fallback = bool(value)
 
-    def _check(self) -> None:
+    def _check(self, threads: int) -> None:
+        """Raise ValueError if a stream on a pool of so many threads cannot have such a reader."""
         if not self._endpoints:
             raise ValueError("endpoints is empty: say which addresses and ports to receive")
+        if self._queues is not None and self._workers > len(self._queues):
+            raise ValueError(
+                f"workers is {self._workers}, more than there are queues to read "
+                f"({len(self._queues)})"
+            )
+        if self._workers > threads:
+            raise ValueError(
+                f"workers is {self._workers}, more than the stream's thread pool has threads "
+                f"({threads}): ask for fewer, or make the pool with ThreadPool({self._workers})"
+            )
