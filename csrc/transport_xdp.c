@@ -271,6 +271,8 @@ static void collect_stats(struct xdp_reader *r, uint64_t *stats)
 	stats[XPS_STAT_XDP_NO_SOCKET] = c.no_socket;
 	stats[XPS_STAT_XDP_BAD_LENGTH] = c.bad_length;
 	stats[XPS_STAT_XDP_FRAGMENTS] = c.fragments;
+	stats[XPS_STAT_XDP_EXTENSION_HEADERS] = c.extensions;
+	stats[XPS_STAT_XDP_OTHER_SOURCE] = c.other_source;
 	stats[XPS_STAT_XDP_UNREAD_DROPS] = atomic_load_explicit(&r->unread_drops, memory_order_relaxed);
 	for (uint32_t i = 0; i < r->n_sockets; i++) {
 		struct xdp_statistics s;
@@ -442,6 +444,7 @@ static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config 
 	r->slot = xps_xdp_port_take_slot(r->port, fail);
 	if (r->slot < 0)
 		return r->slot;
+	xps_xdp_port_set_owner(r->port, r->slot, config->owner);
 	err = open_sockets(r, config, fail);
 	if (err)
 		return err;

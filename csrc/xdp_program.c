@@ -192,6 +192,7 @@ int xps_xdp_program_load(struct xps_xdp_program *program, uint32_t n_queues, enu
 	if (err)
 		return load_fail(-err, &m, fail);
 	program->endpoints_fd = bpf_object__find_map_fd_by_name(program->object, "endpoints");
+	program->sources_fd = bpf_object__find_map_fd_by_name(program->object, "sources");
 	program->sockets_fd = bpf_object__find_map_fd_by_name(program->object, "sockets");
 	program->counters_fd = bpf_object__find_map_fd_by_name(program->object, "counters");
 	program->n_cpus = (uint32_t)libbpf_num_possible_cpus();

@@ -214,6 +214,8 @@ enum xps_stat {
 	XPS_STAT_XDP_NO_SOCKET,
 	XPS_STAT_XDP_BAD_LENGTH,
 	XPS_STAT_XDP_FRAGMENTS,
+	XPS_STAT_XDP_EXTENSION_HEADERS,
+	XPS_STAT_XDP_OTHER_SOURCE,
 	XPS_STAT_XDP_BAD_FRAME,
 	XPS_STAT_XDP_UNREAD_DROPS,
 	XPS_STAT_XDP_RX_DROPPED,
@@ -351,11 +353,13 @@ struct xps_xdp_port_config {
 
 struct xps_xdp_endpoint {
 	uint8_t address[16]; /* IPv4 in the first four bytes; all zero: any address */
+	uint8_t source[16];  /* likewise: only packets that this address sends; all zero: any */
 	uint16_t port;
 	uint8_t family; /* 4 or 6 */
 };
 
 struct xps_xdp_reader_config {
+	const char *owner; /* how the user knows this reader, for messages about its endpoints; or NULL */
 	const struct xps_xdp_endpoint *endpoints;
 	uint32_t n_endpoints;
 	const uint32_t *queues;
@@ -388,7 +392,10 @@ bool xps_xdp_port_in_use(struct xps_xdp_port *port);
  * is taken, and its packets go there. The port is of no further use.
  */
 void xps_xdp_port_forget(struct xps_xdp_port *port);
-/* Bind a socket to each queue and steer the endpoints to them. The reader holds the port. */
+/*
+ * Bind a socket to each queue and steer the endpoints to them. The reader holds the port. Of one reader endpoints may
+ * overlap; with another reader's on this interface they may not (EADDRINUSE).
+ */
 int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, const struct xps_xdp_reader_config *config,
 		       struct xps_xdp_obtained *obtained, struct xps_fail *fail);
 
