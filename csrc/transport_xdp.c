@@ -318,6 +318,7 @@ static void settle(struct xdp_reader *r)
 
 void xps_xdp_port_forget(struct xps_xdp_port *port)
 {
+	xps_xdp_port_forget_joined(port);
 	for (int i = 0; i < port->config.n_queues; i++) {
 		const struct xps_xdp_queue *queue = port->queues[i];
 
@@ -445,7 +446,9 @@ static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config 
 	if (r->slot < 0)
 		return r->slot;
 	xps_xdp_port_set_owner(r->port, r->slot, config->owner);
-	err = open_sockets(r, config, fail);
+	err = xps_xdp_port_keep_joined(r->port, r->slot, config->joined, config->n_joined, fail);
+	if (!err)
+		err = open_sockets(r, config, fail);
 	if (err)
 		return err;
 	/* Last: from here on packets come. */

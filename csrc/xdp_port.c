@@ -3,10 +3,13 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 
@@ -172,8 +175,8 @@ static int zero_counters(struct xps_xdp_port *port, int slot)
 static int find_slot(struct xps_xdp_port *port)
 {
 	for (int slot = 0; slot < XPS_STEER_SLOTS; slot++) {
-		if (!port->slots[slot]) {
-			port->slots[slot] = true;
+		if (!port->slots[slot].taken) {
+			port->slots[slot].taken = true;
 			return slot;
 		}
 	}
@@ -184,7 +187,7 @@ static int find_slot(struct xps_xdp_port *port)
 static bool in_use(const struct xps_xdp_port *port)
 {
 	for (int slot = 0; slot < XPS_STEER_SLOTS; slot++)
-		if (port->slots[slot])
+		if (port->slots[slot].taken)
 			return true;
 	return false;
 }
@@ -241,8 +244,65 @@ int xps_xdp_port_set_socket(struct xps_xdp_port *port, int slot, uint32_t queue,
 void xps_xdp_port_set_owner(struct xps_xdp_port *port, int slot, const char *owner)
 {
 	pthread_mutex_lock(&port->lock);
-	snprintf(port->owners[slot], sizeof(port->owners[slot]), "%s", owner ? owner : "");
+	snprintf(port->slots[slot].owner, sizeof(port->slots[slot].owner), "%s", owner ? owner : "");
 	pthread_mutex_unlock(&port->lock);
+}
+
+static int duplicate(struct xps_xdp_member_socket *joined, int fd)
+{
+	struct stat status;
+
+	joined->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (joined->fd < 0)
+		return -errno;
+	if (!fstat(joined->fd, &status))
+		joined->inode = status.st_ino;
+	return 0;
+}
+
+int xps_xdp_port_keep_joined(struct xps_xdp_port *port, int slot, const int *fds, uint32_t n, struct xps_fail *fail)
+{
+	struct xps_xdp_slot *s = &port->slots[slot];
+	int err = 0;
+
+	pthread_mutex_lock(&port->lock);
+	s->joined = n ? calloc(n, sizeof(s->joined[0])) : NULL;
+	if (n && !s->joined)
+		err = -ENOMEM;
+	for (uint32_t i = 0; i < n && !err; i++) {
+		err = duplicate(&s->joined[i], fds[i]);
+		s->n_joined += !err;
+	}
+	pthread_mutex_unlock(&port->lock);
+	return err ? xps_fail_set(fail, -err, "join multicast group", "Cannot keep the socket that joined: %s.",
+				  strerror(-err))
+		   : 0;
+}
+
+/* Caller locks. */
+static void leave_groups(struct xps_xdp_slot *slot)
+{
+	for (uint32_t i = 0; i < slot->n_joined; i++)
+		close(slot->joined[i].fd);
+	free(slot->joined);
+	slot->joined = NULL;
+	slot->n_joined = 0;
+}
+
+void xps_xdp_port_forget_joined(struct xps_xdp_port *port)
+{
+	for (int slot = 0; slot < XPS_STEER_SLOTS; slot++) {
+		const struct xps_xdp_slot *s = &port->slots[slot];
+
+		for (uint32_t i = 0; i < s->n_joined; i++) {
+			struct stat status;
+
+			/* As in xps_xdp_fd_forget(): the number may stand for something else here. */
+			if (!fstat(s->joined[i].fd, &status) && S_ISSOCK(status.st_mode) &&
+			    status.st_ino == s->joined[i].inode)
+				close(s->joined[i].fd);
+		}
+	}
 }
 
 static void clear_sockets(struct xps_xdp_port *port, int slot)
@@ -377,7 +437,7 @@ static const char *print_endpoint(const struct xps_steer_source *key, char text[
 static int overlap_fail(const struct xps_xdp_port *port, const struct xps_steer_source *key,
 			const struct xps_xdp_claim *other, struct xps_fail *fail)
 {
-	const char *owner = port->owners[other->slot];
+	const char *owner = port->slots[other->slot].owner;
 	char mine[ENDPOINT_TEXT], theirs[ENDPOINT_TEXT];
 
 	return xps_fail_set(fail, EADDRINUSE, "steer endpoint",
@@ -458,7 +518,8 @@ void xps_xdp_port_give_slot(struct xps_xdp_port *port, int slot)
 {
 	pthread_mutex_lock(&port->lock);
 	clear_slot(port, slot);
-	port->slots[slot] = false;
+	leave_groups(&port->slots[slot]);
+	port->slots[slot] = (struct xps_xdp_slot){ 0 };
 	if (!in_use(port))
 		xps_xdp_program_detach(&port->program);
 	pthread_mutex_unlock(&port->lock);

@@ -362,6 +362,9 @@ struct xps_xdp_reader_config {
 	const char *owner; /* how the user knows this reader, for messages about its endpoints; or NULL */
 	const struct xps_xdp_endpoint *endpoints;
 	uint32_t n_endpoints;
+	const int *
+		joined; /* sockets that have joined the endpoints' groups; duplicated, and open as long as the reader */
+	uint32_t n_joined;
 	const uint32_t *queues;
 	uint32_t n_queues;
 	uint64_t buffer_size; /* bytes of UMEM for each queue, rounded to frames; the first reader of a queue decides */
@@ -389,7 +392,7 @@ int xps_xdp_port_mode(struct xps_xdp_port *port);
 bool xps_xdp_port_in_use(struct xps_xdp_port *port);
 /*
  * In a forked child, before anything else runs there: close its copies of the sockets. As long as one is open the queue
- * is taken, and its packets go there. The port is of no further use.
+ * is taken, its packets go there, and groups stay joined. The port is of no further use.
  */
 void xps_xdp_port_forget(struct xps_xdp_port *port);
 /*
