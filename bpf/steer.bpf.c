@@ -13,6 +13,7 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/udp.h>
@@ -29,10 +30,19 @@
 /* The process enlarges sockets and counters to XPS_STEER_SLOTS times its number of queues before it loads them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, XPS_STEER_ENDPOINTS);
 	__type(key, struct xps_steer_endpoint);
 	__type(value, struct xps_steer_target);
 } endpoints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, XPS_STEER_ENDPOINTS);
+	__type(key, struct xps_steer_source);
+	__type(value, struct xps_steer_target);
+} sources SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -56,14 +66,20 @@ struct vlan {
 /* Newer than some of the libbpf headers this is built with. */
 static __u64 (*const xdp_get_buff_len)(struct xdp_md *ctx) = (void *)188;
 
+enum shape {
+	WHOLE,
+	FRAGMENT,
+	EXTENDED, /* IPv6 with extension headers */
+};
+
 struct packet {
 	void *pos, *end; /* cursor, and end of the bytes at hand */
 	__u32 offset;    /* of the IP header in the frame */
 	__u32 ip_length; /* by the IP header: all of it, */
 	__u32 ip_rest;   /* and from the UDP header on */
 	__u8 proto;
-	__u8 fragment;
-	struct xps_steer_endpoint to; /* port still 0 */
+	__u8 shape;
+	struct xps_steer_source from; /* and to; port still 0 */
 };
 
 static __always_inline int parse_ethernet(struct packet *p, __be16 *proto)
@@ -114,48 +130,74 @@ static __always_inline int parse_ipv4(struct packet *p)
 		return -1;
 	header = ip->ihl * 4;
 	p->proto = ip->protocol;
-	p->fragment = !!(ip->frag_off & bpf_htons(IPV4_FRAGMENT));
+	p->shape = ip->frag_off & bpf_htons(IPV4_FRAGMENT) ? FRAGMENT : WHOLE;
 	p->ip_length = bpf_ntohs(ip->tot_len);
 	/* wraps for a length below the header's, and then agrees with no UDP length */
 	p->ip_rest = p->ip_length - header;
-	p->to.family = 4;
-	__builtin_memcpy(p->to.address, &ip->daddr, 4);
+	p->from.to.family = 4;
+	__builtin_memcpy(p->from.to.address, &ip->daddr, 4);
+	__builtin_memcpy(p->from.address, &ip->saddr, 4);
 	p->pos = ip + 1;
 	skip_options(p, ip->ihl - 5);
+	return 0;
+}
+
+static __always_inline int is_extension(__u8 proto)
+{
+	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_ROUTING || proto == IPPROTO_DSTOPTS || proto == IPPROTO_AH;
+}
+
+/*
+ * One header is looked into, for what follows it: what a querier or a neighbour says to everybody is not for an
+ * endpoint. What begins with two may be.
+ */
+static __always_inline int parse_extension(struct packet *p)
+{
+	__u8 *next = p->pos;
+
+	if ((void *)(next + 1) > p->end)
+		return -1;
+	p->shape = p->proto == IPPROTO_FRAGMENT ? FRAGMENT : EXTENDED;
+	p->proto = is_extension(*next) || *next == IPPROTO_FRAGMENT ? IPPROTO_UDP : *next;
 	return 0;
 }
 
 static __always_inline int parse_ipv6(struct packet *p)
 {
 	struct ipv6hdr *ip = p->pos;
-	__u8 *next;
 
 	if ((void *)(ip + 1) > p->end || ip->version != 6)
 		return -1;
 	p->proto = ip->nexthdr;
 	p->ip_rest = bpf_ntohs(ip->payload_len);
 	p->ip_length = sizeof(*ip) + p->ip_rest;
-	p->to.family = 6;
-	__builtin_memcpy(p->to.address, &ip->daddr, 16);
+	p->from.to.family = 6;
+	__builtin_memcpy(p->from.to.address, &ip->daddr, 16);
+	__builtin_memcpy(p->from.address, &ip->saddr, 16);
 	p->pos = ip + 1;
-	if (p->proto == IPPROTO_FRAGMENT) {
-		next = p->pos;
-		if ((void *)(next + 1) > p->end)
-			return -1;
-		p->fragment = 1;
-		p->proto = *next;
-	}
-	return 0;
+	return p->proto == IPPROTO_FRAGMENT || is_extension(p->proto) ? parse_extension(p) : 0;
 }
 
-static __always_inline struct xps_steer_target *find(struct xps_steer_endpoint *to)
+/* Address and port first, then any address and the port. If only the source is wrong, `other` is who counts that. */
+static __always_inline struct xps_steer_target *find(struct packet *p, struct xps_steer_target **other)
 {
-	struct xps_steer_target *target = bpf_map_lookup_elem(&endpoints, to);
+	struct xps_steer_target *target;
 
-	if (target)
-		return target;
-	__builtin_memset(to->address, 0, sizeof(to->address));
-	return bpf_map_lookup_elem(&endpoints, to);
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		target = bpf_map_lookup_elem(&endpoints, &p->from.to);
+		if (target && !target->by_source)
+			return target;
+		if (target) {
+			if (!*other)
+				*other = target;
+			target = bpf_map_lookup_elem(&sources, &p->from);
+			if (target)
+				return target;
+		}
+		__builtin_memset(p->from.to.address, 0, sizeof(p->from.to.address));
+	}
+	return NULL;
 }
 
 /* A queue that came into being after the program was loaded has no entries; what happens there counts for the last. */
@@ -167,13 +209,25 @@ static __always_inline struct xps_steer_counters *counters_of(struct xps_steer_t
 	return bpf_map_lookup_elem(&counters, &entry);
 }
 
-static __always_inline int pass_fragment(struct packet *p, __u32 queue)
+/* The port is not known: whoever has the address counts. */
+static __always_inline int pass_shape(struct packet *p, __u32 queue)
 {
-	struct xps_steer_target *target = find(&p->to);
+	struct xps_steer_target *other = NULL, *target = find(p, &other);
+	struct xps_steer_counters *count = target ? counters_of(target, queue) : NULL;
+
+	if (count && p->shape == FRAGMENT)
+		count->fragments++;
+	else if (count)
+		count->extensions++;
+	return XDP_PASS;
+}
+
+static __always_inline int pass_other_source(struct xps_steer_target *target, __u32 queue)
+{
 	struct xps_steer_counters *count = target ? counters_of(target, queue) : NULL;
 
 	if (count)
-		count->fragments++;
+		count->other_source++;
 	return XDP_PASS;
 }
 
@@ -218,21 +272,21 @@ static __always_inline int parse(struct packet *p)
 static __always_inline int steer_packet(struct xdp_md *ctx, int old)
 {
 	struct packet p = { .pos = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end };
+	struct xps_steer_target *target, *other = NULL;
 	struct xps_steer_counters *count;
-	struct xps_steer_target *target;
 	struct udphdr *udp;
 
 	if (parse(&p) || p.proto != IPPROTO_UDP)
 		return XDP_PASS;
-	if (p.fragment)
-		return pass_fragment(&p, ctx->rx_queue_index);
+	if (p.shape != WHOLE)
+		return pass_shape(&p, ctx->rx_queue_index);
 	udp = p.pos;
 	if ((void *)(udp + 1) > p.end || !udp->dest)
 		return XDP_PASS;
-	p.to.port = udp->dest;
-	target = find(&p.to);
+	p.from.to.port = udp->dest;
+	target = find(&p, &other);
 	if (!target)
-		return XDP_PASS;
+		return pass_other_source(other, ctx->rx_queue_index);
 	count = counters_of(target, ctx->rx_queue_index);
 	if (!count)
 		return XDP_PASS;

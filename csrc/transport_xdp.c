@@ -291,6 +291,8 @@ static void add_counters(const struct xdp_source *source, uint32_t queue, uint64
 	stats[XPS_STAT_XDP_NO_SOCKET] += c.no_socket;
 	stats[XPS_STAT_XDP_BAD_LENGTH] += c.bad_length;
 	stats[XPS_STAT_XDP_FRAGMENTS] += c.fragments;
+	stats[XPS_STAT_XDP_EXTENSION_HEADERS] += c.extensions;
+	stats[XPS_STAT_XDP_OTHER_SOURCE] += c.other_source;
 }
 
 static void collect_stats(struct xdp_reader *r, uint64_t *stats)
@@ -346,6 +348,7 @@ static void settle(struct xdp_reader *r)
 
 void xps_xdp_port_forget(struct xps_xdp_port *port)
 {
+	xps_xdp_port_forget_joined(port);
 	for (int i = 0; i < port->config.n_queues; i++) {
 		const struct xps_xdp_queue *queue = port->queues[i];
 
@@ -527,11 +530,13 @@ static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config 
 
 static int source_open(struct xdp_source *source, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
 {
-	int err = 0;
+	int err;
 
 	source->slot = xps_xdp_port_take_slot(source->port, fail);
 	if (source->slot < 0)
 		return source->slot;
+	xps_xdp_port_set_owner(source->port, source->slot, config->owner);
+	err = xps_xdp_port_keep_joined(source->port, source->slot, config->joined, config->n_joined, fail);
 	for (uint32_t i = 0; i < source->n_readers && !err; i++)
 		err = reader_open(&source->readers[i], config, fail);
 	if (err)

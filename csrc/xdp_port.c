@@ -3,22 +3,18 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 
 /* More than any NIC has; keeps the maps' sizes far from overflow. */
 #define MAX_QUEUES 4096
-
-/* One endpoint and the slot that owns it. */
-struct xps_xdp_claim {
-	struct xps_steer_endpoint key;
-	int slot;
-	struct xps_xdp_claim *next;
-};
 
 static uint32_t entry_of(const struct xps_xdp_port *port, int slot, uint32_t queue)
 {
@@ -124,6 +120,8 @@ static void counters_add(struct xps_steer_counters *sum, const struct xps_steer_
 	sum->no_socket += c->no_socket;
 	sum->bad_length += c->bad_length;
 	sum->fragments += c->fragments;
+	sum->extensions += c->extensions;
+	sum->other_source += c->other_source;
 }
 
 static void sum_queue(struct xps_xdp_port *port, int slot, uint32_t queue, struct xps_steer_counters *values,
@@ -177,8 +175,8 @@ static int zero_counters(struct xps_xdp_port *port, int slot)
 static int find_slot(struct xps_xdp_port *port)
 {
 	for (int slot = 0; slot < XPS_STEER_SLOTS; slot++) {
-		if (!port->slots[slot]) {
-			port->slots[slot] = true;
+		if (!port->slots[slot].taken) {
+			port->slots[slot].taken = true;
 			return slot;
 		}
 	}
@@ -189,7 +187,7 @@ static int find_slot(struct xps_xdp_port *port)
 static bool in_use(const struct xps_xdp_port *port)
 {
 	for (int slot = 0; slot < XPS_STEER_SLOTS; slot++)
-		if (port->slots[slot])
+		if (port->slots[slot].taken)
 			return true;
 	return false;
 }
@@ -243,6 +241,70 @@ int xps_xdp_port_set_socket(struct xps_xdp_port *port, int slot, uint32_t queue,
 			    strerror(err));
 }
 
+void xps_xdp_port_set_owner(struct xps_xdp_port *port, int slot, const char *owner)
+{
+	pthread_mutex_lock(&port->lock);
+	snprintf(port->slots[slot].owner, sizeof(port->slots[slot].owner), "%s", owner ? owner : "");
+	pthread_mutex_unlock(&port->lock);
+}
+
+static int duplicate(struct xps_xdp_member_socket *joined, int fd)
+{
+	struct stat status;
+
+	joined->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (joined->fd < 0)
+		return -errno;
+	if (!fstat(joined->fd, &status))
+		joined->inode = status.st_ino;
+	return 0;
+}
+
+int xps_xdp_port_keep_joined(struct xps_xdp_port *port, int slot, const int *fds, uint32_t n, struct xps_fail *fail)
+{
+	struct xps_xdp_slot *s = &port->slots[slot];
+	int err = 0;
+
+	pthread_mutex_lock(&port->lock);
+	s->joined = n ? calloc(n, sizeof(s->joined[0])) : NULL;
+	if (n && !s->joined)
+		err = -ENOMEM;
+	for (uint32_t i = 0; i < n && !err; i++) {
+		err = duplicate(&s->joined[i], fds[i]);
+		s->n_joined += !err;
+	}
+	pthread_mutex_unlock(&port->lock);
+	return err ? xps_fail_set(fail, -err, "join multicast group", "Cannot keep the socket that joined: %s.",
+				  strerror(-err))
+		   : 0;
+}
+
+/* Caller locks. */
+static void leave_groups(struct xps_xdp_slot *slot)
+{
+	for (uint32_t i = 0; i < slot->n_joined; i++)
+		close(slot->joined[i].fd);
+	free(slot->joined);
+	slot->joined = NULL;
+	slot->n_joined = 0;
+}
+
+void xps_xdp_port_forget_joined(struct xps_xdp_port *port)
+{
+	for (int slot = 0; slot < XPS_STEER_SLOTS; slot++) {
+		const struct xps_xdp_slot *s = &port->slots[slot];
+
+		for (uint32_t i = 0; i < s->n_joined; i++) {
+			struct stat status;
+
+			/* As in xps_xdp_fd_forget(): the number may stand for something else here. */
+			if (!fstat(s->joined[i].fd, &status) && S_ISSOCK(status.st_mode) &&
+			    status.st_ino == s->joined[i].inode)
+				close(s->joined[i].fd);
+		}
+	}
+}
+
 static void clear_sockets(struct xps_xdp_port *port, int slot)
 {
 	for (uint32_t queue = 0; queue < (uint32_t)port->config.n_queues; queue++) {
@@ -254,141 +316,184 @@ static void clear_sockets(struct xps_xdp_port *port, int slot)
 
 /* ---------------------------------------------------------------- endpoints */
 
-static struct xps_steer_endpoint key_of(const struct xps_xdp_endpoint *endpoint)
+static void copy_address(__u8 *to, const uint8_t *from, uint8_t family)
 {
-	struct xps_steer_endpoint key = { .port = htons(endpoint->port), .family = endpoint->family };
+	memcpy(to, from, family == 4 ? 4 : 16);
+}
 
-	memcpy(key.address, endpoint->address, endpoint->family == 4 ? 4 : 16);
+static struct xps_steer_source key_of(const struct xps_xdp_endpoint *endpoint)
+{
+	struct xps_steer_source key = { .to = { .port = htons(endpoint->port), .family = endpoint->family } };
+
+	copy_address(key.to.address, endpoint->address, endpoint->family);
+	copy_address(key.address, endpoint->source, endpoint->family);
 	return key;
 }
 
-static struct xps_steer_endpoint without_port(const struct xps_steer_endpoint *key)
+static struct xps_steer_target target_of(const struct xps_xdp_port *port, int slot)
 {
-	struct xps_steer_endpoint address = *key;
-
-	address.port = 0;
-	return address;
-}
-
-static bool same(const struct xps_steer_endpoint *a, const struct xps_steer_endpoint *b)
-{
-	return !memcmp(a, b, sizeof(*a));
-}
-
-static int map_put(struct xps_xdp_port *port, const struct xps_steer_endpoint *key, int slot)
-{
-	const struct xps_steer_target target = {
+	return (struct xps_steer_target){
 		.first = entry_of(port, slot, 0),
 		.n_queues = (uint32_t)port->config.n_queues,
 	};
-
-	return bpf_map_update_elem(port->program.endpoints_fd, key, &target, BPF_ANY) ? -errno : 0;
 }
 
-/* Fragments to an address are counted for the oldest claim on it that is left. Caller locks. */
-static int map_fragments(struct xps_xdp_port *port, const struct xps_steer_endpoint *key)
+static int map_put(int map_fd, const void *key, const struct xps_steer_target *target)
 {
-	const struct xps_steer_endpoint address = without_port(key);
-
-	for (const struct xps_xdp_claim *claim = port->claims; claim; claim = claim->next) {
-		const struct xps_steer_endpoint other = without_port(&claim->key);
-
-		if (same(&other, &address))
-			return map_put(port, &address, claim->slot);
-	}
-	bpf_map_delete_elem(port->program.endpoints_fd, &address);
-	return 0;
-}
-
-static struct xps_xdp_claim *find_claim(struct xps_xdp_port *port, const struct xps_steer_endpoint *key)
-{
-	struct xps_xdp_claim *claim = port->claims;
-
-	while (claim && !same(&claim->key, key))
-		claim = claim->next;
-	return claim;
+	return bpf_map_update_elem(map_fd, key, target, BPF_ANY) ? -errno : 0;
 }
 
 /* Caller locks. */
-static int append_claim(struct xps_xdp_port *port, const struct xps_steer_endpoint *key, int slot)
+static int map_source(struct xps_xdp_port *port, const struct xps_xdp_claim *claim)
 {
-	struct xps_xdp_claim *claim = calloc(1, sizeof(*claim)), **end = &port->claims;
+	const struct xps_steer_target target = target_of(port, claim->slot);
 
-	if (!claim)
-		return -ENOMEM;
-	claim->key = *key;
-	claim->slot = slot;
-	while (*end)
-		end = &(*end)->next;
-	*end = claim;
-	return 0;
+	if (xps_xdp_is_zero(claim->key.address))
+		return 0;
+	return map_put(port->program.sources_fd, &claim->key, &target);
+}
+
+/*
+ * What is left of the claims on an address and port. If one is for any source all are of one slot; otherwise sources
+ * decide, and packets from none of them are counted for the oldest claim. Caller locks.
+ */
+static int map_endpoint(struct xps_xdp_port *port, const struct xps_steer_source *key)
+{
+	const struct xps_xdp_claim *oldest = xps_xdp_claims_oldest(&port->claims, XPS_XDP_SAME_ENDPOINT, key);
+	const struct xps_steer_source any = { .to = key->to };
+	struct xps_steer_target target;
+
+	if (!oldest) {
+		bpf_map_delete_elem(port->program.endpoints_fd, &key->to);
+		return 0;
+	}
+	target = target_of(port, oldest->slot);
+	target.by_source = !xps_xdp_claims_oldest(&port->claims, XPS_XDP_SAME_ALL, &any);
+	return map_put(port->program.endpoints_fd, &key->to, &target);
+}
+
+/* Packets whose port is not looked at are counted for the oldest claim on their address that is left. Caller locks. */
+static int map_address(struct xps_xdp_port *port, const struct xps_steer_source *key)
+{
+	const struct xps_xdp_claim *oldest = xps_xdp_claims_oldest(&port->claims, XPS_XDP_SAME_ADDRESS, key);
+	struct xps_steer_endpoint address = key->to;
+	struct xps_steer_target target;
+
+	address.port = 0;
+	if (!oldest) {
+		bpf_map_delete_elem(port->program.endpoints_fd, &address);
+		return 0;
+	}
+	target = target_of(port, oldest->slot);
+	return map_put(port->program.endpoints_fd, &address, &target);
+}
+
+/* Sources first, and taken out last, so that no packet counts as another source's in between. Caller locks. */
+static int map_claims(struct xps_xdp_port *port, const struct xps_xdp_claim *claims)
+{
+	int err = 0;
+
+	for (const struct xps_xdp_claim *claim = claims; claim && !err; claim = claim->next)
+		err = map_source(port, claim);
+	for (const struct xps_xdp_claim *claim = claims; claim && !err; claim = claim->next) {
+		err = map_endpoint(port, &claim->key);
+		if (!err)
+			err = map_address(port, &claim->key);
+	}
+	return err;
 }
 
 /* Caller locks. */
 static void drop_claims(struct xps_xdp_port *port, int slot)
 {
-	for (struct xps_xdp_claim **link = &port->claims; *link;) {
-		struct xps_xdp_claim *claim = *link;
+	struct xps_xdp_claim *claims = xps_xdp_claims_take(&port->claims, slot);
 
-		if (claim->slot != slot) {
-			link = &claim->next;
-			continue;
-		}
-		*link = claim->next;
-		bpf_map_delete_elem(port->program.endpoints_fd, &claim->key);
-		map_fragments(port, &claim->key);
-		free(claim);
+	for (const struct xps_xdp_claim *claim = claims; claim; claim = claim->next) {
+		map_endpoint(port, &claim->key);
+		map_address(port, &claim->key);
 	}
+	for (const struct xps_xdp_claim *claim = claims; claim; claim = claim->next)
+		if (!xps_xdp_is_zero(claim->key.address))
+			bpf_map_delete_elem(port->program.sources_fd, &claim->key);
+	xps_xdp_claims_free_list(claims);
 }
 
-static const char *print_endpoint(const struct xps_steer_endpoint *key, char *text, size_t n)
-{
-	char address[INET6_ADDRSTRLEN] = "?";
+enum { ENDPOINT_TEXT = 128 };
 
-	inet_ntop(key->family == 4 ? AF_INET : AF_INET6, key->address, address, sizeof(address));
-	snprintf(text, n, key->family == 4 ? "%s:%u" : "[%s]:%u", address, ntohs(key->port));
+static const char *print_endpoint(const struct xps_steer_source *key, char text[ENDPOINT_TEXT])
+{
+	const int family = key->to.family == 4 ? AF_INET : AF_INET6;
+	char address[INET6_ADDRSTRLEN] = "?", source[INET6_ADDRSTRLEN] = "?";
+	int n;
+
+	inet_ntop(family, key->to.address, address, sizeof(address));
+	inet_ntop(family, key->address, source, sizeof(source));
+	n = snprintf(text, ENDPOINT_TEXT, family == AF_INET ? "%s:%u" : "[%s]:%u", address, ntohs(key->to.port));
+	if (!xps_xdp_is_zero(key->address))
+		snprintf(text + n, (size_t)(ENDPOINT_TEXT - n), " from %s", source);
 	return text;
 }
 
+static int overlap_fail(const struct xps_xdp_port *port, const struct xps_steer_source *key,
+			const struct xps_xdp_claim *other, struct xps_fail *fail)
+{
+	const char *owner = port->slots[other->slot].owner;
+	char mine[ENDPOINT_TEXT], theirs[ENDPOINT_TEXT];
+
+	return xps_fail_set(fail, EADDRINUSE, "steer endpoint",
+			    "%s on %s is taken: another reader of this process%s%s%s receives %s there, and a packet "
+			    "can go to one reader only. Leave the endpoint out, stop that stream, or give both "
+			    "endpoints to one reader.",
+			    print_endpoint(key, mine), port->name, *owner ? " (" : "", owner, *owner ? ")" : "",
+			    print_endpoint(&other->key, theirs));
+}
+
 /* Caller locks. */
-static int add_endpoint(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoint,
-			struct xps_fail *fail)
+static int claim_endpoint(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoint,
+			  struct xps_fail *fail)
 {
 	static const char step[] = "steer endpoint";
-	const struct xps_steer_endpoint key = key_of(endpoint);
-	const struct xps_xdp_claim *other = find_claim(port, &key);
-	char text[64];
+	const struct xps_steer_source key = key_of(endpoint);
+	const struct xps_xdp_claim *other;
+	char text[ENDPOINT_TEXT];
 	int err;
 
-	print_endpoint(&key, text, sizeof(text));
 	if ((endpoint->family != 4 && endpoint->family != 6) || !endpoint->port)
 		return xps_fail_set(fail, EINVAL, step, "%s is not an endpoint: family 4 or 6 and a port are needed.",
-				    text);
-	if (other && other->slot == slot)
-		return 0;
-	if (other)
-		return xps_fail_set(fail, EADDRINUSE, step,
-				    "%s on %s already goes to another reader of this process; stop that one first.",
-				    text, port->name);
-	err = append_claim(port, &key, slot);
-	if (!err)
-		err = map_put(port, &key, slot);
-	if (!err)
-		err = map_fragments(port, &key);
+				    print_endpoint(&key, text));
+	err = xps_xdp_claims_add(&port->claims, &key, slot, &other);
+	if (err == -EADDRINUSE)
+		return overlap_fail(port, &key, other, fail);
 	if (err)
-		return xps_fail_set(fail, -err, step, "Cannot steer %s: %s%s.", text, strerror(-err),
-				    err == -E2BIG ? " (too many endpoints on this interface)" : "");
+		return xps_fail_set(fail, -err, step, "Not enough memory for the endpoints of %s.", port->name);
+	return 0;
+}
+
+/* Caller locks. */
+static int add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints, uint32_t n,
+			 struct xps_fail *fail)
+{
+	int err = 0;
+
+	for (uint32_t i = 0; i < n && !err; i++)
+		err = claim_endpoint(port, slot, &endpoints[i], fail);
+	if (err)
+		return err;
+	err = map_claims(port, port->claims.slots[slot]);
+	if (err)
+		return xps_fail_set(fail, -err, "steer endpoint", "Cannot tell the program its endpoints on %s: %s%s.",
+				    port->name, strerror(-err),
+				    err == -E2BIG ? " (there are too many on this interface)" : "");
 	return 0;
 }
 
 int xps_xdp_port_add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints,
 			       uint32_t n, struct xps_fail *fail)
 {
-	int err = 0;
+	int err;
 
 	pthread_mutex_lock(&port->lock);
-	for (uint32_t i = 0; i < n && !err; i++)
-		err = add_endpoint(port, slot, &endpoints[i], fail);
+	err = add_endpoints(port, slot, endpoints, n, fail);
 	if (err)
 		drop_claims(port, slot);
 	pthread_mutex_unlock(&port->lock);
@@ -413,7 +518,8 @@ void xps_xdp_port_give_slot(struct xps_xdp_port *port, int slot)
 {
 	pthread_mutex_lock(&port->lock);
 	clear_slot(port, slot);
-	port->slots[slot] = false;
+	leave_groups(&port->slots[slot]);
+	port->slots[slot] = (struct xps_xdp_slot){ 0 };
 	if (!in_use(port))
 		xps_xdp_program_detach(&port->program);
 	pthread_mutex_unlock(&port->lock);

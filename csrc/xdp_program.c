@@ -192,6 +192,7 @@ int xps_xdp_program_load(struct xps_xdp_program *program, uint32_t n_queues, enu
 	if (err)
 		return load_fail(-err, &m, fail);
 	program->endpoints_fd = bpf_object__find_map_fd_by_name(program->object, "endpoints");
+	program->sources_fd = bpf_object__find_map_fd_by_name(program->object, "sources");
 	program->sockets_fd = bpf_object__find_map_fd_by_name(program->object, "sockets");
 	program->counters_fd = bpf_object__find_map_fd_by_name(program->object, "counters");
 	program->n_cpus = (uint32_t)libbpf_num_possible_cpus();
@@ -239,6 +240,13 @@ static int attach_patiently(struct xps_xdp_program *program, int ifindex, uint32
 static int attach_fail(int err, const struct xps_xdp_port_config *config, bool frags, struct xps_fail *fail)
 {
 	static const char step[] = "attach program";
+	static const char *const modes[] = {
+		[XPS_XDP_AUTO] = "native or generic",
+		[XPS_XDP_NATIVE] = "native",
+		[XPS_XDP_GENERIC] = "generic",
+	};
+	/* Where the program was to take packets in several buffers and cannot, that holds in any mode. */
+	const bool generic_helps = config->mode == XPS_XDP_NATIVE && (frags || !config->multi_buffer);
 	char name[IF_NAMESIZE] = "?";
 
 	if_indextoname((unsigned)config->ifindex, name);
@@ -262,10 +270,9 @@ static int attach_fail(int err, const struct xps_xdp_port_config *config, bool f
 		return xps_fail_set(
 			fail, err, step,
 			"%s does not take an XDP program in %s mode at MTU %d%s (%s). Use a smaller MTU (1500 "
-			"always fits, most drivers take about 3000 to 3500; a veth counts its peer's MTU), or "
-			"mode='generic'.",
-			name, config->mode == XPS_XDP_GENERIC ? "generic" : "native", config->mtu,
-			frags ? "" : " without multi-buffer support", strerror(err));
+			"always fits, most drivers take about 3000 to 3500; a veth counts its peer's MTU)%s.",
+			name, modes[config->mode], config->mtu, frags ? "" : " without multi-buffer support",
+			strerror(err), generic_helps ? ", or mode='generic'" : "");
 	}
 }
 

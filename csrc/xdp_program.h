@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * xdp_program - the steering program: its three maps, loading it, and the link that attaches it to an interface.
+ * xdp_program - the steering program: its four maps, loading it, and the link that attaches it to an interface.
  *
  * The only unit that speaks to libbpf. It does not know what is in the maps; see steer.h and xdp_port.h.
  */
@@ -21,7 +21,7 @@ struct xps_xdp_program {
 	struct bpf_object *object;
 	int fd;
 	int link_fd; /* -1 until attached */
-	int endpoints_fd, sockets_fd, counters_fd;
+	int endpoints_fd, sources_fd, sockets_fd, counters_fd;
 	uint32_t id;
 	uint32_t n_cpus; /* values per entry of `counters` */
 	bool frags;      /* takes packets in several buffers */

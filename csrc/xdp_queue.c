@@ -23,6 +23,12 @@ static uint64_t packet_room(const struct xps_xdp_port *port)
 	return (uint64_t)port->config.mtu + LINK_OVERHEAD + KERNEL_HEADROOM;
 }
 
+/* One frame is not all: without multi-buffer drivers have limits of their own, which differ. */
+static const char *native_limit(const struct xps_xdp_port *port)
+{
+	return port->config.mode == XPS_XDP_GENERIC ? "" : " (to 3000 or less for native mode)";
+}
+
 static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, struct xps_fail *fail)
 {
 	static const char step[] = "choose frames";
@@ -37,8 +43,8 @@ static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, stru
 		return xps_fail_set(
 			fail, EMSGSIZE, step,
 			"%s has MTU %d, and packets that do not fit one frame (multi-buffer) are not to be had "
-			"here: they need Linux 6.6 and libbpf 0.6. Set the MTU to %d or less.",
-			port->name, port->config.mtu, MAX_MTU);
+			"here: they need Linux 6.6 and libbpf 0.6. Set the MTU to %d or less%s.",
+			port->name, port->config.mtu, MAX_MTU, native_limit(port));
 	if (buffer_size > (uint64_t)XPS_XDP_MAX_FRAMES * queue->frame_size)
 		return xps_fail_set(fail, EINVAL, step, "buffer_size is %llu; it can be at most %llu per queue.",
 				    (unsigned long long)buffer_size,
@@ -127,8 +133,8 @@ static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail
 		return xps_fail_set(
 			fail, EMSGSIZE, step,
 			"%s has MTU %d, but this kernel does not receive packets in several frames (that needs "
-			"Linux 6.6). Set the MTU to %d or less.",
-			place.name, queue->port->config.mtu, MAX_MTU);
+			"Linux 6.6). Set the MTU to %d or less%s.",
+			place.name, queue->port->config.mtu, MAX_MTU, native_limit(queue->port));
 	return xps_xdp_bind_fail(err, &place, fail);
 }
 

@@ -214,6 +214,8 @@ enum xps_stat {
 	XPS_STAT_XDP_NO_SOCKET,
 	XPS_STAT_XDP_BAD_LENGTH,
 	XPS_STAT_XDP_FRAGMENTS,
+	XPS_STAT_XDP_EXTENSION_HEADERS,
+	XPS_STAT_XDP_OTHER_SOURCE,
 	XPS_STAT_XDP_BAD_FRAME,
 	XPS_STAT_XDP_UNREAD_DROPS,
 	XPS_STAT_XDP_RX_DROPPED,
@@ -351,13 +353,18 @@ struct xps_xdp_port_config {
 
 struct xps_xdp_endpoint {
 	uint8_t address[16]; /* IPv4 in the first four bytes; all zero: any address */
+	uint8_t source[16];  /* likewise: only packets that this address sends; all zero: any */
 	uint16_t port;
 	uint8_t family; /* 4 or 6 */
 };
 
 struct xps_xdp_reader_config {
+	const char *owner; /* how the user knows this reader, for messages about its endpoints; or NULL */
 	const struct xps_xdp_endpoint *endpoints;
 	uint32_t n_endpoints;
+	const int *
+		joined; /* sockets that have joined the endpoints' groups; duplicated, and open as long as the reader */
+	uint32_t n_joined;
 	const uint32_t *queues;
 	uint32_t n_queues;
 	uint64_t buffer_size; /* bytes of UMEM for each queue, rounded to frames; the first reader of a queue decides */
@@ -386,11 +393,12 @@ int xps_xdp_port_mode(struct xps_xdp_port *port);
 bool xps_xdp_port_in_use(struct xps_xdp_port *port);
 /*
  * In a forked child, before anything else runs there: close its copies of the sockets. As long as one is open the queue
- * is taken, and its packets go there. The port is of no further use.
+ * is taken, its packets go there, and groups stay joined. The port is of no further use.
  */
 void xps_xdp_port_forget(struct xps_xdp_port *port);
 /*
- * Bind a socket to each queue and steer the endpoints to them. The reader holds the port. With one worker it shares the
+ * Bind a socket to each queue and steer the endpoints to them. Of one reader endpoints may overlap; with another reader's
+ * on this interface they may not (EADDRINUSE). The reader holds the port. With one worker it shares the
  * stream's window with the other readers. With more each has a window of its own, so that packets of one heap have to
  * come through one queue, and heaps of different workers come in no particular order. Workers of one number share a
  * window, whichever readers of the stream they belong to. A pool of fewer threads gives one thread to several workers.

@@ -78,6 +78,8 @@ XDP = {
     "no_socket": "xdpspead.xdp_no_socket",
     "bad_length": "xdpspead.xdp_bad_length",
     "fragments": "xdpspead.xdp_fragments",
+    "extension_headers": "xdpspead.xdp_extension_headers",
+    "other_source": "xdpspead.xdp_other_source",
     "bad_frame": "xdpspead.xdp_bad_frame",
     "unread_drops": "xdpspead.xdp_unread_drops",
     "rx_dropped": "xdpspead.xdp_rx_dropped",

@@ -202,6 +202,47 @@ def test_packets_around_the_edges_of_a_frame(size):
             assert payload(next_heap(stream)) == pattern(cnt, size)
 
 
+@pytest.mark.parametrize("blocked", [False, True])  # they wait in the ring, or are moved out of it
+@pytest.mark.parametrize("mode", MODES)
+def test_jumbo_packets_that_straddle_batches_arrive_whole(mode, blocked):
+    with Lab(mtu=9000) as lab:
+        for shift in range(3):  # packets of one frame before those of three
+            how = {"heaps": 1} if blocked else {"max_added_latency": 0.05}
+            stream = lab.stream(**how)
+            port = lab.add_reader(stream, mode=mode, buffer_size=8 << 20)
+            sock = lab.sender(port)
+            sizes = [50] * (2 + shift) + [100_000] * 8
+            sock.send(one_packet(0, 50))
+            sock.send(one_packet(1, 50))
+            if blocked:
+                wait_for(lambda s=stream: s.stats.worker_blocked, "a full ring")
+            for cnt, size in list(enumerate(sizes))[2:]:
+                for packet in simple_heap(cnt, size).packets(8900):
+                    sock.send(packet.encode())
+            for cnt, size in enumerate(sizes):
+                heap = next_heap(stream)
+                assert (heap.cnt, payload(heap) == pattern(cnt, size)) == (cnt, True)
+            packets = 2 + shift + 8 * 12
+            assert settled(stream, packets).packets == packets
+            assert refusals(stream.stats) == {}
+            assert xdp_counts(stream) == {"matched": packets, "redirected": packets}
+            stream.stop()
+
+
+def test_jumbo_without_multi_buffer_is_one_error_that_says_what_would_work(monkeypatch):
+    monkeypatch.setattr("xdpspead.recv._xdp._LARGEST_MTU_OF_ONE_FRAME", 1 << 16)  # as old kernels
+    with Lab(mtu=9000) as lab:
+        for mode, words in {
+            "native": ("native mode at MTU 9000", "smaller MTU", "3000", "mode='generic'"),
+            "generic": ("MTU 9000", "Linux 6.6", "Set the MTU to 3818 or less."),
+            "auto": ("MTU 9000", "Linux 6.6", "3818 or less (to 3000 or less for native mode)"),
+        }.items():
+            with pytest.raises(recv.XdpError) as caught:
+                lab.receiver(mode=mode)
+            assert_helpful(caught.value, lab.rx.interface, *words)
+            lab.wait_detached()
+
+
 def test_datagram_above_max_size_is_counted(lab):
     stream, port = lab.receiver(max_size=500)
     sock = lab.sender(port)
@@ -387,6 +428,48 @@ def test_good_frames_of_every_shape_are_received(lab, scapy, mode):
     assert all(payload(h) == pattern(h.cnt, 100) for h in heaps)
     settled(stream, 6)
     assert refusals(stream.stats) == {}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_heap_of_packets_with_tags_and_options(lab, scapy, mode):
+    stream = lab.stream()
+    lab.add_reader(stream, endpoints=[(lab.rx.ipv4, 7000), (lab.rx.ipv6, 7000)], mode=mode)
+    tag, service_tag = scapy.Dot1Q(vlan=5), scapy.Dot1AD(vlan=6)
+    ipv4 = scapy.IP(src=lab.tx.ipv4, dst=lab.rx.ipv4)
+    options = scapy.IP(
+        src=lab.tx.ipv4, dst=lab.rx.ipv4, options=[scapy.IPOption_Timestamp(), scapy.IPOption_NOP()]
+    )
+    ipv6 = scapy.IPv6(src=lab.tx.ipv6, dst=lab.rx.ipv6)
+    headers = [
+        front / ip
+        for ip in (ipv4, options, ipv6)
+        for front in (
+            scapy.Ether(src=lab.tx.mac, dst=lab.rx.mac),
+            scapy.Ether(src=lab.tx.mac, dst=lab.rx.mac) / tag,
+            scapy.Ether(src=lab.tx.mac, dst=lab.rx.mac) / tag / tag,
+            scapy.Ether(src=lab.tx.mac, dst=lab.rx.mac) / service_tag / tag,
+        )
+    ]
+    packets = simple_heap(1, 100 * len(headers)).packets(100)
+    for header, packet in zip(headers, packets, strict=True):
+        lab.inject(header / scapy.UDP(sport=1, dport=7000) / packet.encode())
+    assert payload(next_heap(stream)) == pattern(1, 100 * len(headers))
+    assert settled(stream, len(headers)).packets == len(headers)
+    assert xdp_counts(stream) == {"matched": len(headers), "redirected": len(headers)}
+
+
+def test_extension_headers_are_left_to_the_kernel_and_counted(lab, scapy):
+    stream, port = lab.receiver(host=lab.rx.ipv6)
+    other = lab.listen(port, lab.rx.ipv6)
+    lab.inject(
+        scapy.Ether(src=lab.tx.mac, dst=lab.rx.mac)
+        / scapy.IPv6(src=lab.tx.ipv6, dst=lab.rx.ipv6)
+        / scapy.IPv6ExtHdrDestOpt(options=[scapy.PadN(optdata=bytes(4))])
+        / scapy.UDP(sport=1, dport=port)
+        / b"kernel"
+    )
+    assert other.recv(100) == b"kernel"
+    assert xdp_counts(stream) == {"extension_headers": 1}
 
 
 @pytest.mark.parametrize("mode", MODES)

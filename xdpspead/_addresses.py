@@ -48,6 +48,23 @@ def endpoint_pair(value: Any) -> tuple[str, int]:
     return host, port_number(port)
 
 
+def endpoint_with_source(value: Any) -> tuple[str, int] | tuple[str, int, str]:
+    """Return `value` as host and port of an endpoint and, if it says so, the host that sends.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a pair as for :func:`endpoint_pair`, nor that with one more str.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 3:
+        return endpoint_pair(value)
+    host, port = endpoint_pair(value[:2])
+    source = value[2]
+    if not isinstance(source, str) or not source:
+        raise TypeError(f"the source of an endpoint is the name or address of a host: {value!r}")
+    return host, port, source
+
+
 def interface_number(value: Any) -> int:
     """Return `value` as the index of a network interface; 0 stands for none.
 

@@ -826,7 +826,9 @@ class Stream:
     def add_xdp_reader(
         self,
         port: XdpPort,
-        endpoints: Sequence[tuple[int, bytes, int]],
+        owner: str,
+        endpoints: Sequence[tuple[int, bytes, int, bytes]],
+        joined: Sequence[int],
         queues: Sequence[int],
         buffer_size: int,
         max_size: int,
@@ -834,23 +836,35 @@ class Stream:
         max_poll: int,
         workers: int,
     ) -> XdpObtained | None:
-        """Receive `endpoints`, (4 or 6, packed address, port), on `queues` of the port.
+        """Receive on `queues` of the port.
 
-        Returns None if the stream had stopped already.
+        `endpoints` are 4 or 6, packed address, port, and packed source, empty for any; `joined` are
+        descriptors of sockets that have joined their groups, which are duplicated. `owner` is how
+        the user knows the reader. Returns None if the stream had stopped already.
         """
         c_endpoints = ffi.new(
             "struct xps_xdp_endpoint[]",
             [
-                {"family": family, "address": address.ljust(16, b"\0"), "port": number}
-                for family, address, number in endpoints
+                {
+                    "family": family,
+                    "address": address.ljust(16, b"\0"),
+                    "port": number,
+                    "source": source.ljust(16, b"\0"),
+                }
+                for family, address, number, source in endpoints
             ],
         )
+        c_owner = ffi.new("char[]", owner.encode())
+        c_joined = ffi.new("int[]", list(joined))
         c_queues = ffi.new("uint32_t[]", list(queues))
         config = ffi.new(
             "struct xps_xdp_reader_config *",
             {
+                "owner": c_owner,
                 "endpoints": c_endpoints,
                 "n_endpoints": len(endpoints),
+                "joined": c_joined,
+                "n_joined": len(joined),
                 "queues": c_queues,
                 "n_queues": len(queues),
                 "buffer_size": buffer_size,

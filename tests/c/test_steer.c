@@ -40,6 +40,24 @@ static struct xps_xdp_endpoint endpoint6(uint16_t port)
 	return endpoint;
 }
 
+/* The same, but only what the host with this number sends. */
+static struct xps_xdp_endpoint from4(uint16_t port, uint8_t source)
+{
+	struct xps_xdp_endpoint endpoint = endpoint4(port);
+
+	memcpy(endpoint.source, (const uint8_t[4]){ 10, 77, 0, source }, 4);
+	return endpoint;
+}
+
+static struct xps_xdp_endpoint from6(uint16_t port, uint8_t source)
+{
+	struct xps_xdp_endpoint endpoint = endpoint6(port);
+
+	memcpy(endpoint.source, frame_src6, 16);
+	endpoint.source[15] = source;
+	return endpoint;
+}
+
 /* What kernels before 5.18 get. */
 static void use_old_program(struct xps_xdp_port *port)
 {
@@ -119,6 +137,19 @@ static uint32_t run(const struct rig *rig, const struct frame *f)
 	return run_on(rig, f, 0);
 }
 
+/* A good packet from the host with this number. */
+static uint32_t run_from(const struct rig *rig, int family, unsigned port, uint8_t source)
+{
+	struct frame f;
+
+	if (family == 4)
+		make_ipv4(&f, 0, 0, port, 100);
+	else
+		make_ipv6(&f, 0, port, 100);
+	f.bytes[family == 4 ? 29 : 37] = source;
+	return run(rig, &f);
+}
+
 static struct xps_steer_counters counters(const struct rig *rig)
 {
 	return xps_xdp_port_counters(rig->port, rig->slot);
@@ -133,6 +164,8 @@ static void check_counters(const struct rig *rig, struct xps_steer_counters expe
 	CHECK_EQ(c.no_socket, expected.no_socket);
 	CHECK_EQ(c.bad_length, expected.bad_length);
 	CHECK_EQ(c.fragments, expected.fragments);
+	CHECK_EQ(c.extensions, expected.extensions);
+	CHECK_EQ(c.other_source, expected.other_source);
 }
 
 static void test_endpoint_is_redirected(enum xps_xdp_variant variant)
@@ -195,10 +228,10 @@ static void test_everything_else_passes_and_counts_nothing(enum xps_xdp_variant 
 	CHECK_EQ(run(&rig, &f), XDP_PASS);
 	f.bytes[14] = 0x44;
 	CHECK_EQ(run(&rig, &f), XDP_PASS);
-	put_ethernet(&f, 0, 0x86dd); /* extension header */
-	put_ipv6(&f, 36, 60);
-	put(&f, "\x11\0\1\4\0\0\0\0", 8);
-	put_udp(&f, PORT, 28, 20);
+	put_ethernet(&f, 0, 0x86dd); /* ICMPv6 after an extension header, as queries for groups are */
+	put_ipv6(&f, 36, 0);
+	put(&f, "\x3a\0\5\2\0\0\0\0", 8);
+	put_zeros(&f, 28);
 	CHECK_EQ(run(&rig, &f), XDP_PASS);
 	check_counters(&rig, (struct xps_steer_counters){ 0 });
 	teardown(&rig);
@@ -292,6 +325,32 @@ static void test_fragments_pass_and_count_for_their_address(enum xps_xdp_variant
 	teardown(&rig);
 }
 
+static void test_extension_headers_pass_and_count_for_their_address(enum xps_xdp_variant variant)
+{
+	static const unsigned headers[] = { 0, 43, 51, 60 };
+	struct rig rig = setup(QUEUES, variant);
+	struct frame f;
+
+	for (size_t i = 0; i < sizeof(headers) / sizeof(headers[0]); i++) {
+		put_ethernet(&f, 0, 0x86dd);
+		put_ipv6(&f, 36, headers[i]);
+		put(&f, "\x11\0\1\4\0\0\0\0", 8);
+		put_udp(&f, PORT, 28, 20);
+		CHECK_EQ(run(&rig, &f), XDP_PASS);
+		f.bytes[53] = 3; /* to somebody else */
+		CHECK_EQ(run(&rig, &f), XDP_PASS);
+	}
+	put_ethernet(&f, 0, 0x86dd); /* two of them: what follows is not known */
+	put_ipv6(&f, 44, 0);
+	put(&f, "\x3c\0\1\4\0\0\0\0\x11\0\1\4\0\0\0\0", 16);
+	put_udp(&f, PORT, 28, 20);
+	CHECK_EQ(run(&rig, &f), XDP_PASS);
+	f.length = 54; /* none, although announced */
+	CHECK_EQ(run(&rig, &f), XDP_PASS);
+	check_counters(&rig, (struct xps_steer_counters){ .extensions = 5 });
+	teardown(&rig);
+}
+
 static void test_queue_without_socket_passes_and_counts(enum xps_xdp_variant variant)
 {
 	struct rig rig = setup(QUEUES, variant);
@@ -327,34 +386,97 @@ static void test_any_address_matches_what_no_other_endpoint_does(enum xps_xdp_va
 	struct rig rig = setup(QUEUES, variant);
 	const struct xps_xdp_endpoint any[] = { { .port = PORT, .family = 4 }, { .port = 9, .family = 4 } };
 	struct xps_fail fail = { 0 };
-	int slot = take_slot(rig.port, rig.fd);
 	struct frame f;
 
-	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, slot, any, 2, &fail), 0);
+	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, rig.slot, any, 2, &fail), 0);
 	make_ipv4(&f, 0, 0, PORT, 100);
 	CHECK_EQ(run(&rig, &f), XDP_REDIRECT);
-	check_counters(&rig, (struct xps_steer_counters){ .matched = 1, .redirected = 1 });
 	f.bytes[33] = 3;
 	CHECK_EQ(run(&rig, &f), XDP_REDIRECT);
 	make_ipv4(&f, 0, 0, 9, 100);
 	CHECK_EQ(run(&rig, &f), XDP_REDIRECT);
-	CHECK_EQ(xps_xdp_port_counters(rig.port, slot).redirected, 2);
+	check_counters(&rig, (struct xps_steer_counters){ .matched = 3, .redirected = 3 });
 	make_ipv6(&f, 0, 9, 100); /* of the other family */
 	CHECK_EQ(run(&rig, &f), XDP_PASS);
-	xps_xdp_port_give_slot(rig.port, slot);
+	teardown(&rig);
+}
+
+static void test_endpoint_of_a_source_takes_its_packets_only(enum xps_xdp_variant variant)
+{
+	struct rig rig = setup(QUEUES, variant);
+	const struct xps_xdp_endpoint endpoints[] = { from4(PORT + 1, 1), from6(PORT + 1, 1), from4(PORT + 1, 5) };
+	struct xps_fail fail = { 0 };
+
+	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, rig.slot, endpoints, 3, &fail), 0);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 1), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 5), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 2), XDP_PASS);
+	CHECK_EQ(run_from(&rig, 6, PORT + 1, 1), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 6, PORT + 1, 5), XDP_PASS);
+	CHECK_EQ(run_from(&rig, 4, PORT, 2), XDP_REDIRECT); /* the endpoint without a source */
+	check_counters(&rig, (struct xps_steer_counters){ .matched = 4, .redirected = 4, .other_source = 2 });
+	teardown(&rig);
+}
+
+static void test_sources_of_one_endpoint_may_be_of_two_readers(enum xps_xdp_variant variant)
+{
+	struct rig rig = setup(QUEUES, variant);
+	const struct xps_xdp_endpoint mine = from4(PORT + 1, 1), others = from4(PORT + 1, 5);
+	struct xps_fail fail = { 0 };
+	struct rig other = rig;
+
+	other.slot = take_slot(rig.port, rig.fd);
+	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, rig.slot, &mine, 1, &fail), 0);
+	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, other.slot, &others, 1, &fail), 0);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 1), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 5), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 2), XDP_PASS); /* counts for the oldest claim */
+	check_counters(&rig, (struct xps_steer_counters){ .matched = 1, .redirected = 1, .other_source = 1 });
+	check_counters(&other, (struct xps_steer_counters){ .matched = 1, .redirected = 1 });
+	xps_xdp_port_give_slot(rig.port, rig.slot);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 1), XDP_PASS);
+	CHECK_EQ(run_from(&rig, 4, PORT + 1, 5), XDP_REDIRECT);
+	check_counters(&other, (struct xps_steer_counters){ .matched = 2, .redirected = 2, .other_source = 1 });
+	teardown(&other);
+}
+
+static void test_overlapping_endpoints_of_one_reader_are_their_union(enum xps_xdp_variant variant)
+{
+	struct rig rig = setup(QUEUES, variant);
+	const struct xps_xdp_endpoint endpoints[] = {
+		from4(PORT, 1), /* beside any source */
+		from4(9, 1),
+		{ .port = 9, .family = 4, .source = { 10, 77, 0, 5 } }, /* an address, and any */
+	};
+	struct xps_fail fail = { 0 };
+	struct frame f;
+
+	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, rig.slot, endpoints, 3, &fail), 0);
+	CHECK_EQ(run_from(&rig, 4, PORT, 2), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 4, 9, 1), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 4, 9, 5), XDP_REDIRECT);
+	CHECK_EQ(run_from(&rig, 4, 9, 2), XDP_PASS);
+	make_ipv4(&f, 0, 0, 9, 100);
+	f.bytes[33] = 3; /* to another address, for which only the second is good */
+	CHECK_EQ(run(&rig, &f), XDP_PASS);
+	f.bytes[29] = 5;
+	CHECK_EQ(run(&rig, &f), XDP_REDIRECT);
+	check_counters(&rig, (struct xps_steer_counters){ .matched = 4, .redirected = 4, .other_source = 2 });
 	teardown(&rig);
 }
 
 static void test_endpoint_of_another_reader_is_refused(enum xps_xdp_variant variant)
 {
 	struct rig rig = setup(QUEUES, variant);
-	const struct xps_xdp_endpoint both[] = { endpoint4(PORT + 1), endpoint4(PORT) };
+	const struct xps_xdp_endpoint both[] = { endpoint4(PORT + 1), from4(PORT, 1) };
 	struct xps_fail fail = { 0 };
 	int slot = take_slot(rig.port, rig.fd);
 	struct frame f;
 
+	xps_xdp_port_set_owner(rig.port, rig.slot, "stream 7, queue 0");
 	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, slot, both, 2, &fail), -EADDRINUSE);
-	CHECK(strstr(fail.text, "10.77.0.2:8888"));
+	CHECK(strstr(fail.text, "10.77.0.2:8888 from 10.77.0.1 on v0 is taken"));
+	CHECK(strstr(fail.text, "(stream 7, queue 0) receives 10.77.0.2:8888 there"));
 	make_ipv4(&f, 0, 0, PORT, 100); /* the first reader's stays */
 	CHECK_EQ(run(&rig, &f), XDP_REDIRECT);
 	make_ipv4(&f, 0, 0, PORT + 1, 100); /* and the other was taken back */
@@ -459,8 +581,9 @@ static void test_mtu_too_large_for_the_driver_is_refused_and_says_so(void)
 	CHECK_EQ(system("ip link set v0 mtu 9000 && ip link set v1 mtu 9000"), 0);
 	CHECK(!xps_xdp_port_new(&config, &fail));
 	CHECK(!strcmp(fail.step, "attach program"));
-	CHECK(strstr(fail.text, "MTU 9000"));
+	CHECK(strstr(fail.text, "v0 does not take an XDP program in native mode at MTU 9000 without multi-buffer"));
 	CHECK(strstr(fail.text, "Use a smaller MTU"));
+	CHECK(strstr(fail.text, "or mode='generic'"));
 	CHECK_EQ(system("ip link set v0 mtu 1500 && ip link set v1 mtu 1500"), 0);
 }
 
@@ -499,9 +622,13 @@ int main(void)
 		test_wrong_lengths_pass_and_count(variant);
 		test_padding_is_no_wrong_length(variant);
 		test_fragments_pass_and_count_for_their_address(variant);
+		test_extension_headers_pass_and_count_for_their_address(variant);
 		test_queue_without_socket_passes_and_counts(variant);
 		test_queue_that_the_port_does_not_know_passes_and_counts(variant);
 		test_any_address_matches_what_no_other_endpoint_does(variant);
+		test_endpoint_of_a_source_takes_its_packets_only(variant);
+		test_sources_of_one_endpoint_may_be_of_two_readers(variant);
+		test_overlapping_endpoints_of_one_reader_are_their_union(variant);
 		test_endpoint_of_another_reader_is_refused(variant);
 		test_slot_given_back_passes_and_is_clean_when_taken_again(variant);
 		test_fragments_count_for_the_reader_that_is_left(variant);

@@ -286,6 +286,92 @@ static void test_queue_counters_are_credited_once(int mode)
 	xps_xdp_port_free(port);
 }
 
+/* What check_straddling() expects of packet `number`. */
+struct mix {
+	uint32_t n_small; /* packets of one frame, before those of several */
+	unsigned small, large;
+};
+
+static void check_mixed_packet(const uint8_t *bytes, uint32_t length, uint32_t expected, const struct mix *mix)
+{
+	const unsigned payload = expected < mix->n_small ? mix->small : mix->large;
+	uint32_t number;
+
+	memcpy(&number, bytes + 42, sizeof(number));
+	CHECK_EQ(number, expected);
+	CHECK_EQ(length, 42 + payload);
+	for (unsigned k = 4; k < payload; k++)
+		CHECK_EQ(bytes[42 + k], (uint8_t)k);
+}
+
+/* Take everything, put the pieces together. Returns how many frames of the next packet the first batch ended with. */
+static uint32_t check_straddling(struct reader *reader, uint32_t n, const struct mix *mix)
+{
+	const struct xps_xdp_socket *s = &reader->socket;
+	uint8_t bytes[sizeof(((struct frame *)0)->bytes)];
+	uint32_t length = 0, packets = 0, cut = UINT32_MAX;
+
+	while (packets < n) {
+		const uint32_t whole = take(reader);
+
+		if (cut == UINT32_MAX) {
+			CHECK_EQ(s->n_held, XPS_XDP_BATCH);
+			cut = s->n_held - whole;
+		}
+		for (uint32_t i = 0; i < whole; i++) {
+			memcpy(bytes + length, s->queue->frames + s->held[i].addr, s->held[i].len);
+			length += s->held[i].len;
+			if (s->held[i].options & XDP_PKT_CONTD)
+				continue;
+			check_mixed_packet(bytes, length, packets++, mix);
+			length = 0;
+		}
+		CHECK_EQ(length, 0);
+		xps_xdp_socket_done(&reader->socket);
+	}
+	return cut;
+}
+
+static void test_packets_are_whole_wherever_a_batch_cuts_them(int mode, unsigned payload, uint32_t pieces, bool absorb)
+{
+	struct xps_xdp_port *port = open_port(mode, 9000);
+	uint64_t sent = 0;
+	struct reader a;
+
+	reader_open(&a, port, 0);
+	for (uint32_t shift = 0; shift < pieces; shift++) {
+		const struct mix mix = { .n_small = shift, .small = 100, .large = payload };
+		const uint32_t n = shift + 200 / pieces;
+
+		for (uint32_t i = 0; i < n; i++)
+			send_packet(0, i, i < shift ? mix.small : mix.large);
+		wait_redirected(&a, sent += n);
+		if (absorb)
+			CHECK_EQ(xps_xdp_socket_absorb(&a.socket), 0);
+		CHECK_EQ(check_straddling(&a, n, &mix), (XPS_XDP_BATCH - shift) % pieces);
+	}
+	check_all_frames_are_back(a.socket.queue);
+	CHECK_EQ(reader_close(&a), 0);
+	xps_xdp_port_free(port);
+}
+
+static void test_mtu_that_needs_several_frames_is_refused_where_there_is_only_one(void)
+{
+	const struct xps_xdp_port_config config = {
+		.ifindex = (int)if_nametoindex("v0"), .mode = XPS_XDP_GENERIC, .n_queues = 1, .mtu = 9000
+	};
+	const struct xps_xdp_queue_config queue = { .buffer_size = 1 << 20 };
+	struct xps_xdp_socket s = { .fd = -1 };
+	struct xps_fail fail = { 0 };
+	struct xps_xdp_port *port = xps_xdp_port_new(&config, &fail);
+
+	CHECK(port);
+	CHECK_EQ(xps_xdp_socket_open(&s, port, 0, &queue, &fail), -EMSGSIZE);
+	CHECK(strstr(fail.text, "v0 has MTU 9000"));
+	CHECK(strstr(fail.text, "need Linux 6.6 and libbpf 0.6. Set the MTU to 3818 or less."));
+	xps_xdp_port_free(port);
+}
+
 static void enter_namespace(void)
 {
 	struct sockaddr_ll address = { .sll_family = AF_PACKET };
@@ -325,6 +411,11 @@ int main(void)
 		test_all(mode, 1500, 1000, 1);
 		test_queue_counters_are_credited_once(mode);
 		test_all(mode, 9000, 8972, 3);
+		for (int absorb = 0; absorb < 2; absorb++) {
+			test_packets_are_whole_wherever_a_batch_cuts_them(mode, 8972, 3, absorb);
+			test_packets_are_whole_wherever_a_batch_cuts_them(mode, 5000, 2, absorb);
+		}
 	}
+	test_mtu_that_needs_several_frames_is_refused_where_there_is_only_one();
 	return 0;
 }

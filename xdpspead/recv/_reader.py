@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from .. import _core
+from ._endpoints import UserEndpoint
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class ReaderInfo:
     ----------
     transport : str
         ``"buffer"``, ``"udp"``, ``"udp_xdp"``, ``"tcp"``, ``"pcap"`` or ``"inproc"``.
-    endpoints : tuple of (str, int)
-        Addresses and ports received, as bound.
+    endpoints : tuple of (str, int) or (str, int, str)
+        Addresses and ports received, as bound; and the source, if it is from one only.
     interface : str or None
         Network interface of an AF_XDP reader.
     queues : tuple of int
@@ -39,7 +40,7 @@ class ReaderInfo:
     """
 
     transport: str
-    endpoints: tuple[tuple[str, int], ...] = ()
+    endpoints: tuple[UserEndpoint, ...] = ()
     interface: str | None = None
     queues: tuple[int, ...] = ()
     mode: str | None = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket as socket_module
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -80,7 +78,6 @@ class _Stream:
         self._n_custom_stats = len(self._stat_config) - _core.N_STATS
         self._readers: list[ReaderInfo] = []
         self._pending: list[Begin] = []
-        self._joined = contextlib.ExitStack()  # sockets in multicast groups, for AF_XDP readers
         self._started = not self._config.explicit_start
         self._batch = _ITERATION_BATCH
         self._reader_thread = 0
@@ -238,9 +235,7 @@ class _Stream:
             If it says no endpoint, or wants more workers than it has queues or the pool has
             threads.
         """
-        begin = _xdp.prepare(config, self._thread_pool._threads, self._joined)
-        weakref.finalize(self, self._joined.close)
-        self._add(begin)
+        self._add(_xdp.prepare(config, self._thread_pool._threads, self._config.stream_id))
 
     @overload
     def add_tcp_reader(
@@ -388,7 +383,6 @@ class _Stream:
         """
         self._pending.clear()
         self._core.stop()
-        self._joined.close()
         if any(reader.transport == "udp_xdp" for reader in self._readers):
             _xdp.release_ports()
 

@@ -123,12 +123,14 @@ def _from_group(
     return begin
 
 
-def read(stream: _core.Stream, sock: socket_module.socket, max_size: int) -> ReaderInfo:
-    """Read from the socket, which is closed: the core has a duplicate."""
+def read(
+    stream: _core.Stream, sock: socket_module.socket, max_size: int, source: str = ""
+) -> ReaderInfo:
+    """Read from the socket, which is closed: the core has a duplicate; `source` is for display."""
     with sock:
         stream.add_udp_reader(sock.fileno(), max_size)
         return ReaderInfo(
             "udp",
-            endpoints=(sock.getsockname()[:2],),
+            endpoints=((*sock.getsockname()[:2], source) if source else sock.getsockname()[:2],),
             memory=sock.getsockopt(socket_module.SOL_SOCKET, socket_module.SO_RCVBUF),
         )

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
-import struct
 import threading
 from collections.abc import Sequence
 from typing import Final
 
 from .. import _core
-from .._addresses import is_multicast, resolve
 from .._errors import TransportError, XdpError
 from .._log import LOGGER
 from . import _sockets, _udp
+from ._endpoints import Endpoint, few, resolve_endpoint, united
+from ._groups import join_groups
 from ._interface import Interface, choose_queues, find_interface
 from ._reader import Begin, ReaderInfo
 from ._xdp_config import UdpXdpConfig
@@ -94,46 +95,10 @@ def release_ports() -> None:
 # ------------------------------------------------------------------ readers
 
 
-def join_groups(
-    endpoints: Sequence[tuple[int, bytes, int]], index: int, sockets: contextlib.ExitStack
-) -> None:
-    """Join the multicast groups among the endpoints, with new `sockets`, until those are closed.
+def prepare(config: UdpXdpConfig, threads: int, stream_id: int = 0) -> Begin:
+    """Check the configuration of an AF_XDP reader.
 
-    AF_XDP cannot join groups: the kernel must, so that it answers queries and the device and the
-    switch let the packets through.
-    """
-    for family in (socket.AF_INET, socket.AF_INET6):
-        version = 4 if family == socket.AF_INET else 6
-        groups = {
-            address
-            for found, address, _ in endpoints
-            if found == version and is_multicast(socket.inet_ntop(family, address))
-        }
-        if not groups:
-            continue
-        sock = sockets.enter_context(socket.socket(family, socket.SOCK_DGRAM))
-        for group in groups:
-            if version == 4:
-                membership = struct.pack("4s4si", group, b"\0" * 4, index)
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-            else:
-                membership = struct.pack("16si", group, index)
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
-
-
-def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
-    endpoints = []
-    for host, port in config.endpoints:
-        family, address = resolve(host)
-        packed = socket.inet_pton(family, address.partition("%")[0])
-        endpoints.append((4 if family == socket.AF_INET else 6, packed, port))
-    return endpoints
-
-
-def prepare(config: UdpXdpConfig, threads: int, joined: contextlib.ExitStack) -> Begin:
-    """Check the configuration of an AF_XDP reader of a stream that has a pool of `threads` threads.
-
-    `joined` will hold the sockets that joined multicast groups for it.
+    The stream has a pool of so many `threads`, and the user numbered it `stream_id`.
     """
     if not isinstance(config, UdpXdpConfig):
         raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
@@ -142,37 +107,68 @@ def prepare(config: UdpXdpConfig, threads: int, joined: contextlib.ExitStack) ->
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:
         try:
-            info = open_reader(stream, config, joined)
+            info = open_reader(stream, config, stream_id)
         except XdpError as error:
             if not config.fallback:
                 raise
             LOGGER.warning("%s; reading ordinary UDP sockets instead", error)
-            return [_read_fallback(stream, config, *endpoint) for endpoint in config.endpoints]
+            return _read_fallback(stream, config)
         return [] if info is None else [info]
 
     return begin
 
 
-def _read_fallback(stream: _core.Stream, config: UdpXdpConfig, host: str, port: int) -> ReaderInfo:
-    family, address = resolve(host)
-    interface: str | int = config.interface_address if family == socket.AF_INET else 0
-    if config.interface:
-        try:
-            interface = socket.if_nametoindex(config.interface)
-        except OSError as error:
-            text = f"find interface: no interface is called {config.interface!r}"
-            raise TransportError(error.errno or 0, text, "find interface") from None
-    sock = _sockets.open_socket(family, address, port, config.buffer_size, interface)
-    return _udp.read(stream, sock, config.max_size)
+def _fallback_interface(config: UdpXdpConfig, family: int) -> str | int:
+    if not config.interface:
+        return config.interface_address if family == socket.AF_INET else 0
+    try:
+        return socket.if_nametoindex(config.interface)
+    except OSError as error:
+        text = f"find interface: no interface is called {config.interface!r}"
+        raise TransportError(error.errno or 0, text, "find interface") from None
+
+
+def _check_fallback(endpoint: Endpoint) -> None:
+    if endpoint.source and ipaddress.ip_address(endpoint.address).is_unspecified:
+        text = (
+            f"bind: an ordinary socket cannot receive {endpoint}: it takes one source of any "
+            f"address to be one of its own addresses. Say which address in the endpoint"
+        )
+        raise TransportError(errno.EOPNOTSUPP, text, "bind")
+
+
+def _read_fallback(stream: _core.Stream, config: UdpXdpConfig) -> list[ReaderInfo]:
+    """Read a socket for each endpoint; or none, if one of them cannot be had."""
+    sockets: dict[Endpoint, socket.socket] = {}
+    with contextlib.ExitStack() as stack:
+        for endpoint in united(map(resolve_endpoint, config.endpoints)):
+            _check_fallback(endpoint)
+            where = (endpoint.family, endpoint.address, endpoint.port)
+            sockets[endpoint] = stack.enter_context(
+                _sockets.open_socket(
+                    *where,
+                    config.buffer_size,
+                    _fallback_interface(config, endpoint.family),
+                    endpoint.source,
+                    [s for e, s in sockets.items() if (e.family, e.address, e.port) == where],
+                )
+            )
+        return [
+            _udp.read(stream, sock, config.max_size, endpoint.source)
+            for endpoint, sock in sockets.items()
+        ]
+
+
+def _owner(endpoints: Sequence[Endpoint], queues: Sequence[int], stream_id: int) -> str:
+    """Return how a user may recognise a reader, when another wants one of its endpoints."""
+    stream = f"stream_id {stream_id}, " if stream_id else ""
+    return f"{stream}queues {few(queues, 8)}, endpoints {few(endpoints, 2)}"
 
 
 def open_reader(
-    stream: _core.Stream, config: UdpXdpConfig, joined: contextlib.ExitStack
+    stream: _core.Stream, config: UdpXdpConfig, stream_id: int = 0
 ) -> ReaderInfo | None:
     """Add an AF_XDP reader to the stream and tell what it is; None if the stream has stopped.
-
-    Sockets that have joined the endpoints' multicast groups are put into `joined`; the groups are
-    received as long as they are open.
 
     Raises
     ------
@@ -181,19 +177,17 @@ def open_reader(
     """
     groups = contextlib.ExitStack()
     try:
-        endpoints = _resolve(config)
-        addresses = [
-            socket.inet_ntop(socket.AF_INET if family == 4 else socket.AF_INET6, packed)
-            for family, packed, _ in endpoints
-        ]
-        interface = find_interface(config, addresses)
+        endpoints = [resolve_endpoint(endpoint) for endpoint in config.endpoints]
+        interface = find_interface(config, [endpoint.address for endpoint in endpoints])
         queues = choose_queues(config, interface)
+        joined = join_groups(endpoints, interface.index, interface.name, groups)
         with _lock:
             port = _open_port(config, interface)
-            join_groups(endpoints, interface.index, groups)
             obtained = stream.add_xdp_reader(
                 port,
-                endpoints,
+                _owner(endpoints, queues, stream_id),
+                [(e.version, e.packed, e.port, e.packed_source) for e in endpoints],
+                [sock.fileno() for sock in joined],
                 queues,
                 max(config.buffer_size // len(queues), 1),
                 config.max_size,
@@ -201,10 +195,6 @@ def open_reader(
                 config.max_poll,
                 config.workers,
             )
-        if obtained is not None:
-            joined.push(groups.pop_all())
-            if stream.stopped:  # meanwhile, and maybe before it could see the sockets
-                joined.close()
     except XdpError:
         raise
     except OSError as error:
@@ -217,7 +207,7 @@ def open_reader(
         return None
     return ReaderInfo(
         "udp_xdp",
-        endpoints=tuple(zip(addresses, (port for _, _, port in endpoints), strict=True)),
+        endpoints=tuple(endpoint.shown for endpoint in endpoints),
         interface=interface.name,
         queues=tuple(queues),
         mode="native" if obtained.native else "generic",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
-from .._addresses import endpoint_pair
+from .._addresses import endpoint_with_source
 from .._arguments import Config, count
+from ._endpoints import UserEndpoint
 
 _MODES: Final = ("auto", "native", "generic")
 _MOST_WORKERS: Final = 64
@@ -19,9 +20,11 @@ class UdpXdpConfig(Config):
 
     Parameters
     ----------
-    endpoints : list of (str, int)
+    endpoints : list of (str, int) or (str, int, str)
         Addresses (or host names) and UDP ports to receive, at least one. Everything else passes to
-        the kernel. Multicast groups are joined.
+        the kernel. Multicast groups are joined. With a third element only packets that this host
+        sends are received; several endpoints may name several sources. Endpoints of one reader may
+        overlap, those of different readers on one interface may not.
     interface : str
         Name of the network interface. If empty it is found by `interface_address`, or by an
         endpoint that is an address of this machine.
@@ -73,7 +76,7 @@ class UdpXdpConfig(Config):
     )
 
     def __init__(self, **kwargs: Any) -> None:
-        self._endpoints: list[tuple[str, int]] = []
+        self._endpoints: list[UserEndpoint] = []
         self._interface = ""
         self._interface_address = ""
         self._queues: list[int] | None = None
@@ -87,13 +90,13 @@ class UdpXdpConfig(Config):
         self._set(kwargs)
 
     @property
-    def endpoints(self) -> list[tuple[str, int]]:
-        """Addresses and ports to receive."""
+    def endpoints(self) -> list[UserEndpoint]:
+        """Addresses and ports to receive, and maybe from whom."""
         return list(self._endpoints)
 
     @endpoints.setter
-    def endpoints(self, value: Sequence[tuple[str, int]]) -> None:
-        self._endpoints = [endpoint_pair(endpoint) for endpoint in value]
+    def endpoints(self, value: Sequence[UserEndpoint]) -> None:
+        self._endpoints = [endpoint_with_source(endpoint) for endpoint in value]
 
     @property
     def interface(self) -> str:
