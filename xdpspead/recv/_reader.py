@@ -34,6 +34,9 @@ class ReaderInfo:
         Whether the device writes into the reader's memory itself.
     memory : int
         Bytes of packet buffers.
+    steer : tuple of str
+        The receive-flow rules that bring its packets to its queues, in words of ``ethtool -N``;
+        those that had been there before included. Empty without ``steer="ntuple"``.
     """
 
     transport: str
@@ -43,6 +46,7 @@ class ReaderInfo:
     mode: str | None = None
     zero_copy: bool = False
     memory: int = 0
+    steer: tuple[str, ...] = ()
 
 
 #: Begins to read, and says which readers there are now.

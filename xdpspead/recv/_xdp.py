@@ -19,8 +19,9 @@ from typing import Final
 from .. import _core
 from .._addresses import is_multicast, resolve
 from .._errors import TransportError, XdpError
+from .._guard import Guard
 from .._log import LOGGER
-from . import _sockets, _udp
+from . import _sockets, _steering, _udp
 from ._interface import Interface, choose_queues, find_interface
 from ._reader import Begin, ReaderInfo
 from ._xdp_config import UdpXdpConfig
@@ -121,6 +122,20 @@ def join_groups(
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
 
 
+def _steer(
+    config: UdpXdpConfig,
+    interface: Interface,
+    endpoints: Sequence[tuple[int, bytes, int]],
+    queues: Sequence[int],
+    guards: contextlib.ExitStack,
+) -> tuple[str, ...]:
+    if config.steer == "none":
+        return ()
+    guard = guards.enter_context(Guard())
+    rules = _steering.rules_for([(*endpoint, b"") for endpoint in endpoints], queues)
+    return _steering.steer(guard, interface, rules, queues)
+
+
 def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
     endpoints = []
     for host, port in config.endpoints:
@@ -180,6 +195,7 @@ def open_reader(
         If that cannot be done; nothing is left behind.
     """
     groups = contextlib.ExitStack()
+    port: _core.XdpPort | None = None
     try:
         endpoints = _resolve(config)
         addresses = [
@@ -191,6 +207,8 @@ def open_reader(
         with _lock:
             port = _open_port(config, interface)
             join_groups(endpoints, interface.index, groups)
+            # After the program: drivers that reset themselves for it may forget their rules.
+            steer = _steer(config, interface, endpoints, queues, groups)
             obtained = stream.add_xdp_reader(
                 port,
                 endpoints,
@@ -211,6 +229,8 @@ def open_reader(
         raise XdpError(error.errno or 0, str(error), step) from None
     finally:
         groups.close()
+        # Whoever keeps an error keeps this frame, which must not keep the program attached.
+        port = None
         release_ports()
     if obtained is None:
         return None
@@ -222,4 +242,5 @@ def open_reader(
         mode="native" if obtained.native else "generic",
         zero_copy=obtained.zero_copy,
         memory=obtained.memory,
+        steer=steer,
     )

@@ -9,6 +9,7 @@ from .._addresses import endpoint_pair
 from .._arguments import Config, count
 
 _MODES: Final = ("auto", "native", "generic")
+_STEER: Final = ("none", "ntuple")
 
 
 class UdpXdpConfig(Config):
@@ -39,6 +40,9 @@ class UdpXdpConfig(Config):
     zero_copy : bool, optional
         True: the device must write into the packet memory itself. False: it must not. None: as it
         can.
+    steer : str
+        ``"ntuple"``: have the card bring the packets of the endpoints to the queues, by
+        receive-flow rules that go with the reader. ``"none"``: leave it to the card where they go.
     max_poll : int
         How often an empty ring is looked at before the worker sleeps. More is quicker and costs CPU
         time.
@@ -60,6 +64,7 @@ class UdpXdpConfig(Config):
         "_max_size",
         "_mode",
         "_queues",
+        "_steer",
         "_zero_copy",
     )
 
@@ -72,6 +77,7 @@ class UdpXdpConfig(Config):
         self._max_size = self.DEFAULT_MAX_SIZE
         self._mode = "auto"
         self._zero_copy: bool | None = None
+        self._steer = "none"
         self._max_poll = self.DEFAULT_MAX_POLL
         self._fallback = False
         self._set(kwargs)
@@ -159,6 +165,17 @@ class UdpXdpConfig(Config):
     @zero_copy.setter
     def zero_copy(self, value: bool | None) -> None:
         self._zero_copy = None if value is None else bool(value)
+
+    @property
+    def steer(self) -> str:
+        """``"none"`` or ``"ntuple"``."""
+        return self._steer
+
+    @steer.setter
+    def steer(self, value: str) -> None:
+        if value not in _STEER:
+            raise ValueError(f"steer must be one of {', '.join(_STEER)}, not {value!r}")
+        self._steer = value
 
     @property
     def max_poll(self) -> int:
