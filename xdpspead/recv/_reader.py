@@ -34,6 +34,10 @@ class ReaderInfo:
         Whether the device writes into the reader's memory itself.
     memory : int
         Bytes of packet buffers.
+    driver : str or None
+        Name of the interface's driver.
+    why_copy : str or None
+        Why an AF_XDP reader has no zero-copy.
     steer : tuple of str
         The receive-flow rules that bring its packets to its queues, in words of ``ethtool -N``;
         those that had been there before included. Empty without ``steer="ntuple"``.
@@ -46,6 +50,8 @@ class ReaderInfo:
     mode: str | None = None
     zero_copy: bool = False
     memory: int = 0
+    driver: str | None = None
+    why_copy: str | None = None
     steer: tuple[str, ...] = ()
 
 

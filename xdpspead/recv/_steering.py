@@ -18,7 +18,6 @@ from .._ethtool import (
     FlowTable,
     check_request,
     delete_request,
-    driver_name,
     location_of,
     ntuple_is_on,
 )
@@ -145,8 +144,8 @@ class _Steering:
         commands += [f"ethtool -N {name} {rule.words()}" for rule in self._rules]
         raise XdpError(
             number or errno.EIO,
-            f"{_STEP}: {name} (driver {driver_name(name) or 'unknown'}) {why}. By hand it would be "
-            f"`{' && '.join(commands)}`. Or leave it to the card where packets go, with "
+            f"{_STEP}: {name} (driver {self._interface.driver or 'unknown'}) {why}. By hand it "
+            f"would be `{' && '.join(commands)}`. Or leave it to the card where packets go, with "
             f"steer='none' and all queues read",
             _STEP,
         )

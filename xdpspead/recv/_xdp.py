@@ -21,7 +21,7 @@ from .._addresses import is_multicast, resolve
 from .._errors import TransportError, XdpError
 from .._guard import Guard
 from .._log import LOGGER
-from . import _sockets, _steering, _udp
+from . import _sockets, _steering, _udp, _zero_copy
 from ._interface import Interface, choose_queues, find_interface
 from ._reader import Begin, ReaderInfo
 from ._xdp_config import UdpXdpConfig
@@ -154,6 +154,7 @@ def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
         raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
     config = config._copy()
     config._check()
+    _zero_copy.check_environment()
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:
         try:
@@ -209,13 +210,14 @@ def open_reader(
             join_groups(endpoints, interface.index, groups)
             # After the program: drivers that reset themselves for it may forget their rules.
             steer = _steer(config, interface, endpoints, queues, groups)
+            zero_copy = _zero_copy.choose(config, interface, port.mode)
             obtained = stream.add_xdp_reader(
                 port,
                 endpoints,
                 queues,
                 max(config.buffer_size // len(queues), 1),
                 config.max_size,
-                config.zero_copy,
+                zero_copy.ask,
                 config.max_poll,
             )
         if obtained is not None:
@@ -234,7 +236,7 @@ def open_reader(
         release_ports()
     if obtained is None:
         return None
-    return ReaderInfo(
+    info = ReaderInfo(
         "udp_xdp",
         endpoints=tuple(zip(addresses, (port for _, _, port in endpoints), strict=True)),
         interface=interface.name,
@@ -242,5 +244,20 @@ def open_reader(
         mode="native" if obtained.native else "generic",
         zero_copy=obtained.zero_copy,
         memory=obtained.memory,
+        driver=interface.driver or None,
+        why_copy=zero_copy.outcome(zero_copy=obtained.zero_copy) or None,
         steer=steer,
+    )
+    _log(info)
+    return info
+
+
+def _log(info: ReaderInfo) -> None:
+    LOGGER.info(
+        "reading queues %s of %s (driver %s) in %s mode, %s",
+        ", ".join(map(str, info.queues)),
+        info.interface,
+        info.driver or "unknown",
+        info.mode,
+        "zero-copy" if info.zero_copy else f"packets are copied: {info.why_copy}",
     )

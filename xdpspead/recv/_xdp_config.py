@@ -38,8 +38,9 @@ class UdpXdpConfig(Config):
         ``"native"``: the driver runs the program. ``"generic"``: the kernel does, slower, on any
         interface. ``"auto"``: native if the driver can.
     zero_copy : bool, optional
-        True: the device must write into the packet memory itself. False: it must not. None: as it
-        can.
+        True: the device must write into the packet memory itself. False: it must not. None: it does
+        with drivers and kernels that are known to do it well; with ``XDPSPEAD_ZERO_COPY=try`` in
+        the environment, with all that say they can.
     steer : str
         ``"ntuple"``: have the card bring the packets of the endpoints to the queues, by
         receive-flow rules that go with the reader. ``"none"``: leave it to the card where they go.
