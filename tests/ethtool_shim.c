@@ -236,11 +236,11 @@ static const struct {
 	{ ETHTOOL_GRXCLSRLALL, list_rules }, { ETHTOOL_SRXCLSRLINS, insert_rule }, { ETHTOOL_SRXCLSRLDEL, delete_rule },
 };
 
-static int answer(size_t which, struct ethtool_rxnfc *request)
+static int answer(size_t which, const char *interface, struct ethtool_rxnfc *request)
 {
 	struct table table;
 	const int fd = load(&table);
-	const int err = requests[which].answer(&table, request);
+	const int err = if_nametoindex(interface) ? requests[which].answer(&table, request) : ENODEV;
 
 	if (!err)
 		store(fd, &table);
@@ -263,7 +263,7 @@ int ioctl(int fd, unsigned long number, ...)
 	if (number == SIOCETHTOOL)
 		for (size_t i = 0; i < sizeof(requests) / sizeof(requests[0]); i++)
 			if (*(uint32_t *)(void *)ifr->ifr_data == requests[i].command)
-				return answer(i, (void *)ifr->ifr_data);
+				return answer(i, ifr->ifr_name, (void *)ifr->ifr_data);
 	*(void **)&next = dlsym(RTLD_NEXT, "ioctl");
 	return next(fd, number, argument);
 }
