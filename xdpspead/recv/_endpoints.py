@@ -41,6 +41,11 @@ class Endpoint:
         return socket.inet_pton(self.family, self.source) if self.source else b""
 
     @property
+    def packed_all(self) -> tuple[int, bytes, int, bytes]:
+        """Version, packed address, port, packed source: as the core and the drivers know it."""
+        return self.version, self.packed, self.port, self.packed_source
+
+    @property
     def is_multicast(self) -> bool:
         """Whether the address is that of a group."""
         return is_multicast(self.address)

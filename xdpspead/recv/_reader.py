@@ -37,6 +37,13 @@ class ReaderInfo:
         Bytes of packet buffers.
     workers : int
         Threads that read it.
+    driver : str or None
+        Name of the interface's driver.
+    why_copy : str or None
+        Why an AF_XDP reader has no zero-copy.
+    steer : tuple of str
+        The receive-flow rules that bring its packets to its queues, in words of ``ethtool -N``;
+        those that had been there before included. Empty without ``steer="ntuple"``.
     """
 
     transport: str
@@ -47,6 +54,9 @@ class ReaderInfo:
     zero_copy: bool = False
     memory: int = 0
     workers: int = 1
+    driver: str | None = None
+    why_copy: str | None = None
+    steer: tuple[str, ...] = ()
 
 
 #: Begins to read, and says which readers there are now.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket as socket_module
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -78,6 +79,7 @@ class _Stream:
         self._n_custom_stats = len(self._stat_config) - _core.N_STATS
         self._readers: list[ReaderInfo] = []
         self._pending: list[Begin] = []
+        self._xdp_owner = _xdp.Owner(thread_pool._threads, self._config.stream_id)
         self._started = not self._config.explicit_start
         self._batch = _ITERATION_BATCH
         self._reader_thread = 0
@@ -235,7 +237,9 @@ class _Stream:
             If it says no endpoint, or wants more workers than it has queues or the pool has
             threads.
         """
-        self._add(_xdp.prepare(config, self._thread_pool._threads, self._config.stream_id))
+        begin = _xdp.prepare(config, self._xdp_owner)
+        weakref.finalize(self, self._xdp_owner.settings.close)
+        self._add(begin)
 
     @overload
     def add_tcp_reader(
@@ -383,6 +387,7 @@ class _Stream:
         """
         self._pending.clear()
         self._core.stop()
+        self._xdp_owner.settings.close()
         if any(reader.transport == "udp_xdp" for reader in self._readers):
             _xdp.release_ports()
 

@@ -14,12 +14,14 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from .. import _core
 from .._errors import TransportError, XdpError
+from .._guard import Guard
 from .._log import LOGGER
-from . import _sockets, _udp
+from . import _sockets, _steering, _udp, _zero_copy
 from ._endpoints import Endpoint, few, resolve_endpoint, united
 from ._groups import join_groups
 from ._interface import Interface, choose_queues, find_interface
@@ -95,19 +97,36 @@ def release_ports() -> None:
 # ------------------------------------------------------------------ readers
 
 
-def prepare(config: UdpXdpConfig, threads: int, stream_id: int = 0) -> Begin:
-    """Check the configuration of an AF_XDP reader.
+@dataclass(frozen=True)
+class Owner:
+    """The stream that readers are made for.
 
-    The stream has a pool of so many `threads`, and the user numbered it `stream_id`.
+    Attributes
+    ----------
+    n_threads : int
+        Threads of its pool.
+    stream_id : int
+        Its number, if the user gave it one.
+    settings : contextlib.ExitStack
+        What its readers have changed about interfaces, to be closed when it has stopped.
     """
+
+    n_threads: int
+    stream_id: int = 0
+    settings: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
+def prepare(config: UdpXdpConfig, owner: Owner) -> Begin:
+    """Check the configuration of an AF_XDP reader."""
     if not isinstance(config, UdpXdpConfig):
         raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
     config = config._copy()
-    config._check(threads)
+    config._check(owner.n_threads)
+    _zero_copy.check_environment()
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:
         try:
-            info = open_reader(stream, config, stream_id)
+            info = open_reader(stream, config, owner)
         except XdpError as error:
             if not config.fallback:
                 raise
@@ -159,15 +178,27 @@ def _read_fallback(stream: _core.Stream, config: UdpXdpConfig) -> list[ReaderInf
         ]
 
 
-def _owner(endpoints: Sequence[Endpoint], queues: Sequence[int], stream_id: int) -> str:
+def _describe(endpoints: Sequence[Endpoint], queues: Sequence[int], owner: Owner) -> str:
     """Return how a user may recognise a reader, when another wants one of its endpoints."""
-    stream = f"stream_id {stream_id}, " if stream_id else ""
+    stream = f"stream_id {owner.stream_id}, " if owner.stream_id else ""
     return f"{stream}queues {few(queues, 8)}, endpoints {few(endpoints, 2)}"
 
 
-def open_reader(
-    stream: _core.Stream, config: UdpXdpConfig, stream_id: int = 0
-) -> ReaderInfo | None:
+def _steer(
+    config: UdpXdpConfig,
+    interface: Interface,
+    endpoints: Sequence[Endpoint],
+    queues: Sequence[int],
+    settings: contextlib.ExitStack,
+) -> tuple[str, ...]:
+    if config.steer == "none":
+        return ()
+    guard = settings.enter_context(Guard())
+    rules = _steering.rules_for([endpoint.packed_all for endpoint in endpoints], queues)
+    return _steering.steer(guard, interface, rules, queues)
+
+
+def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> ReaderInfo | None:
     """Add an AF_XDP reader to the stream and tell what it is; None if the stream has stopped.
 
     Raises
@@ -175,7 +206,8 @@ def open_reader(
     XdpError
         If that cannot be done; nothing is left behind.
     """
-    groups = contextlib.ExitStack()
+    groups, settings = contextlib.ExitStack(), contextlib.ExitStack()
+    port: _core.XdpPort | None = None
     try:
         endpoints = [resolve_endpoint(endpoint) for endpoint in config.endpoints]
         interface = find_interface(config, [endpoint.address for endpoint in endpoints])
@@ -183,18 +215,25 @@ def open_reader(
         joined = join_groups(endpoints, interface.index, interface.name, groups)
         with _lock:
             port = _open_port(config, interface)
+            # After the program: drivers that reset themselves for it may forget their rules.
+            steer = _steer(config, interface, endpoints, queues, settings)
+            zero_copy = _zero_copy.choose(config, interface, port.mode)
             obtained = stream.add_xdp_reader(
                 port,
-                _owner(endpoints, queues, stream_id),
-                [(e.version, e.packed, e.port, e.packed_source) for e in endpoints],
+                _describe(endpoints, queues, owner),
+                [endpoint.packed_all for endpoint in endpoints],
                 [sock.fileno() for sock in joined],
                 queues,
                 max(config.buffer_size // len(queues), 1),
                 config.max_size,
-                config.zero_copy,
+                zero_copy.ask,
                 config.max_poll,
                 config.workers,
             )
+        if obtained is not None:
+            owner.settings.push(settings.pop_all())
+            if stream.stopped:  # meanwhile, and maybe before it could see them
+                owner.settings.close()
     except XdpError:
         raise
     except OSError as error:
@@ -202,10 +241,13 @@ def open_reader(
         raise XdpError(error.errno or 0, str(error), step) from None
     finally:
         groups.close()
+        settings.close()
+        # Whoever keeps an error keeps this frame, which must not keep the program attached.
+        port = None
         release_ports()
     if obtained is None:
         return None
-    return ReaderInfo(
+    info = ReaderInfo(
         "udp_xdp",
         endpoints=tuple(endpoint.shown for endpoint in endpoints),
         interface=interface.name,
@@ -214,4 +256,20 @@ def open_reader(
         zero_copy=obtained.zero_copy,
         memory=obtained.memory,
         workers=config.workers,
+        driver=interface.driver or None,
+        why_copy=zero_copy.outcome(zero_copy=obtained.zero_copy) or None,
+        steer=steer,
+    )
+    _log(info)
+    return info
+
+
+def _log(info: ReaderInfo) -> None:
+    LOGGER.info(
+        "reading queues %s of %s (driver %s) in %s mode, %s",
+        ", ".join(map(str, info.queues)),
+        info.interface,
+        info.driver or "unknown",
+        info.mode,
+        "zero-copy" if info.zero_copy else f"packets are copied: {info.why_copy}",
     )
