@@ -367,8 +367,10 @@ static void source_clear(struct xdp_source *source)
 {
 	pthread_mutex_lock(&source->lock);
 	if (!source->cleared) {
-		xps_xdp_port_clear_slot(source->port, source->slot);
+		/* Sockets last: the program has counted a packet as redirected before the kernel looks for its socket. */
+		xps_xdp_port_drop_endpoints(source->port, source->slot);
 		xps_xdp_quiesce();
+		xps_xdp_port_clear_slot(source->port, source->slot);
 	}
 	source->cleared = true;
 	pthread_mutex_unlock(&source->lock);

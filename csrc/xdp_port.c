@@ -500,6 +500,13 @@ int xps_xdp_port_add_endpoints(struct xps_xdp_port *port, int slot, const struct
 	return err;
 }
 
+void xps_xdp_port_drop_endpoints(struct xps_xdp_port *port, int slot)
+{
+	pthread_mutex_lock(&port->lock);
+	drop_claims(port, slot);
+	pthread_mutex_unlock(&port->lock);
+}
+
 /* Caller locks. */
 static void clear_slot(struct xps_xdp_port *port, int slot)
 {

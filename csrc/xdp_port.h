@@ -49,12 +49,11 @@ void xps_xdp_port_ref(struct xps_xdp_port *port);
 
 /* A free slot, its counters at zero; or a negative errno. The first slot taken attaches the program if it is not. */
 int xps_xdp_port_take_slot(struct xps_xdp_port *port, struct xps_fail *fail);
-/*
- * Takes the slot's endpoints and sockets out of the maps: from here on its packets pass to the kernel. The last slot
- * given detaches the program.
- */
+/* Takes the slot's endpoints out of the map: from here on packets to them pass to the kernel, uncounted. */
+void xps_xdp_port_drop_endpoints(struct xps_xdp_port *port, int slot);
+/* Likewise, and the sockets. */
 void xps_xdp_port_clear_slot(struct xps_xdp_port *port, int slot);
-/* Clears it, and lets others have it. */
+/* Clears it, and lets others have it. The last slot given detaches the program. */
 void xps_xdp_port_give_slot(struct xps_xdp_port *port, int slot);
 
 /* How the user knows the reader, for messages to whoever wants the same endpoint. May be NULL. */

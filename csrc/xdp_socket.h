@@ -47,7 +47,7 @@ int xps_xdp_socket_open(struct xps_xdp_socket *s, struct xps_xdp_port *port, uin
 /* Wait until no CPU can be delivering a packet that it redirected before this call. */
 void xps_xdp_quiesce(void);
 /*
- * The socket is in no map any more, and xps_xdp_quiesce() came between: give all frames back. Returns the packets that
+ * Nothing is steered to the socket any more, and xps_xdp_quiesce() came between: give all frames back. Returns the packets that
  * nobody took, those in `held` not among them.
  */
 uint32_t xps_xdp_socket_drain(struct xps_xdp_socket *s);

@@ -81,9 +81,16 @@ static int add_reader(struct xps_stream *stream, struct xps_xdp_port *port, uint
 		.max_size = 9200,
 		.n_workers = n_workers,
 	};
+	const int64_t end = now_ms() + DEADLINE_MS;
 	struct xps_xdp_obtained obtained;
+	int err;
 
-	return xps_add_xdp_reader(stream, port, &config, &obtained, fail);
+	/* The kernel gives queues back in the background, on a busy machine later than the reader waits. */
+	do {
+		*fail = (struct xps_fail){ 0 };
+		err = xps_add_xdp_reader(stream, port, &config, &obtained, fail);
+	} while (err == -EBUSY && now_ms() < end);
+	return err;
 }
 
 /* From a UDP port that is as good as any: ports decide on the queue. */
