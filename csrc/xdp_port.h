@@ -28,7 +28,7 @@ struct xps_xdp_member_socket {
 
 struct xps_xdp_slot {
 	bool taken;
-	char owner[160]; /* what the user knows the reader by */
+	char owner[256]; /* what the user knows the reader by */
 	struct xps_xdp_member_socket *joined;
 	uint32_t n_joined;
 };

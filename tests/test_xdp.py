@@ -243,6 +243,17 @@ def test_jumbo_without_multi_buffer_is_one_error_that_says_what_would_work(monke
             lab.wait_detached()
 
 
+def test_packets_that_do_not_fit_since_the_mtu_was_raised_are_counted(lab):
+    stream, port = lab.receiver(mode="generic")  # in native mode the driver refuses
+    for end in (lab.rx, lab.tx):
+        end.run(["ip", "link", "set", "dev", end.interface, "mtu", "9000"], check=True)
+    sock = lab.sender(port)
+    for cnt, size in enumerate([8000, 8000, 100]):
+        sock.send(one_packet(cnt, size))
+    assert next_heap(stream).cnt == 2
+    assert xdp_counts(stream) == {"matched": 3, "redirected": 3, "rx_dropped": 2}
+
+
 def test_datagram_above_max_size_is_counted(lab):
     stream, port = lab.receiver(max_size=500)
     sock = lab.sender(port)

@@ -536,6 +536,43 @@ static void test_length_of_packet_in_several_buffers_is_seen(void)
 	teardown(&rig);
 }
 
+/* `n` endpoints of as many addresses, from the `first` on. */
+static int add_many(struct xps_xdp_port *port, int slot, uint32_t first, uint32_t n, struct xps_fail *fail)
+{
+	struct xps_xdp_endpoint *endpoints = calloc(n, sizeof(*endpoints));
+	int err;
+
+	CHECK(endpoints);
+	for (uint32_t i = 0; i < n; i++) {
+		endpoints[i] = (struct xps_xdp_endpoint){ .port = PORT, .family = 6 };
+		memcpy(endpoints[i].address, &(uint32_t){ 1 + first + i }, sizeof(uint32_t));
+	}
+	err = xps_xdp_port_add_endpoints(port, slot, endpoints, n, fail);
+	free(endpoints);
+	return err;
+}
+
+static void test_there_is_room_for_a_thousand_endpoints_of_each_reader(void)
+{
+	struct xps_xdp_port *port = open_port(1, XPS_XDP_PLAIN);
+	struct xps_fail fail = { 0 };
+	int slots[XPS_STEER_SLOTS];
+
+	for (uint32_t i = 0; i < XPS_STEER_SLOTS; i++) {
+		slots[i] = xps_xdp_port_take_slot(port, &fail);
+		CHECK(slots[i] >= 0);
+		CHECK_EQ(add_many(port, slots[i], i * 1024, 1024, &fail), 0);
+	}
+	CHECK_EQ(xps_xdp_port_take_slot(port, &fail), -ENOSPC);
+	CHECK_EQ(add_many(port, slots[5], XPS_STEER_SLOTS * 1024, 1, &fail), -E2BIG);
+	CHECK(strstr(fail.text, "too many on this interface"));
+	CHECK_EQ(add_many(port, slots[5], 5 * 1024, 1024, &fail), 0); /* all or none */
+	for (uint32_t i = 0; i < XPS_STEER_SLOTS; i++)
+		xps_xdp_port_give_slot(port, slots[i]);
+	CHECK_EQ(port->claims.n_groups, 0);
+	xps_xdp_port_free(port);
+}
+
 static void test_second_port_on_an_interface_is_refused(void)
 {
 	const struct xps_xdp_port_config config = {
@@ -634,6 +671,7 @@ int main(void)
 		test_fragments_count_for_the_reader_that_is_left(variant);
 	}
 	test_length_of_packet_in_several_buffers_is_seen();
+	test_there_is_room_for_a_thousand_endpoints_of_each_reader();
 	test_second_port_on_an_interface_is_refused();
 	test_closing_the_port_detaches_the_program();
 	test_missing_interface_is_named();
