@@ -32,6 +32,7 @@ static const struct stat table[XPS_N_STATS] = {
 	[XPS_STAT_OFFSET_OVERFLOW] = { "xdpspead.offset_overflow", "payload reaches beyond the end of the heap",
 				       false },
 	[XPS_STAT_GAP] = { "xdpspead.gap", "packets before it are missing", false },
+	[XPS_STAT_LATE] = { "xdpspead.late", "its heap has gone out already", false },
 	[XPS_STAT_BEHIND] = { "xdpspead.behind", "duplicate or out of order", false },
 	[XPS_STAT_DUPLICATE] = { "xdpspead.duplicate", "duplicate", false },
 	[XPS_STAT_OVERLAP] = { "xdpspead.overlap", "partially overlaps others", false },

@@ -184,6 +184,7 @@ enum xps_stat {
 	XPS_STAT_OFFSET_OVERFLOW,
 	/* packets that the window refused */
 	XPS_STAT_GAP,
+	XPS_STAT_LATE,
 	XPS_STAT_BEHIND,
 	XPS_STAT_DUPLICATE,
 	XPS_STAT_OVERLAP,
