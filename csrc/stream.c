@@ -63,7 +63,8 @@ struct xps_stream {
 
 	pthread_mutex_t lock; /* guards all below; taken last, never held over anything that waits */
 	uint64_t stats[XPS_N_STATS];
-	struct xps_reader *readers; /* changed by the loop only, so the loop may read it without the lock */
+	struct xps_queue_table *queues; /* of all readers, those that have ended too */
+	struct xps_reader *readers;     /* changed by the loop only, so the loop may read it without the lock */
 };
 
 /* ---------------------------------------------------------------- statistics and log */
@@ -123,19 +124,66 @@ void xps_stream_warn(struct xps_stream *stream, const char *text)
 	xps_log_text(stream->log, XPS_LOG_WARNING, text);
 }
 
-/* Any thread. */
-void xps_stream_stats(struct xps_stream *stream, uint64_t *stats)
+/* Caller locks. */
+static uint32_t add_queues(const struct xps_stream *stream, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n)
 {
+	uint32_t found = 0;
+
+	for (const struct xps_queue_table *table = stream->queues; table; table = table->next) {
+		for (uint32_t i = 0; i < table->n; i++) {
+			if (!xps_queue_matters(&table->rows[i]))
+				continue;
+			xps_queue_add(stats, &table->rows[i]);
+			if (found < n)
+				queues[found] = table->rows[i];
+			found++;
+		}
+	}
+	return found;
+}
+
+/* Any thread. */
+uint32_t xps_stream_queue_stats(struct xps_stream *stream, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n)
+{
+	uint32_t found;
+
 	if (!xps_stream_is_ours(stream)) {
 		memset(stats, 0, sizeof(stream->stats));
-		return;
+		return 0;
 	}
 	pthread_mutex_lock(&stream->lock);
 	memcpy(stats, stream->stats, sizeof(stream->stats));
 	for (struct xps_reader *reader = stream->readers; reader; reader = reader->next)
 		if (reader->ops->add_stats)
 			reader->ops->add_stats(reader, stats);
+	found = add_queues(stream, stats, queues, n);
 	pthread_mutex_unlock(&stream->lock);
+	return found;
+}
+
+/* Any thread. */
+void xps_stream_stats(struct xps_stream *stream, uint64_t *stats)
+{
+	xps_stream_queue_stats(stream, stats, NULL, 0);
+}
+
+void xps_reader_settle(struct xps_reader *reader)
+{
+	struct xps_stream *stream = reader->stream;
+
+	pthread_mutex_lock(&stream->lock);
+	reader->ops->add_stats(reader, stream->stats);
+	pthread_mutex_unlock(&stream->lock);
+}
+
+/* Caller locks. */
+static void keep_queues(struct xps_stream *stream, struct xps_queue_table *table)
+{
+	struct xps_queue_table **end = &stream->queues;
+
+	while (*end)
+		end = &(*end)->next;
+	*end = table;
 }
 
 /* ---------------------------------------------------------------- heaps on their way to the ring */
@@ -470,6 +518,7 @@ static void attach_on_loop(struct xps_task *task)
 	pthread_mutex_lock(&stream->lock);
 	reader->next = stream->readers;
 	stream->readers = reader;
+	keep_queues(stream, reader->queues);
 	pthread_mutex_unlock(&stream->lock);
 	stream->lossy |= reader->ops->lossy;
 	if (stream->blocked) {
@@ -569,9 +618,20 @@ static void init_window_config(struct xps_window_config *window, const struct xp
 	};
 }
 
+static void free_queues(struct xps_queue_table *table)
+{
+	while (table) {
+		struct xps_queue_table *next = table->next;
+
+		free(table);
+		table = next;
+	}
+}
+
 /* What stays valid as long as others have it too. */
 static void free_parts(struct xps_stream *stream)
 {
+	free_queues(stream->queues);
 	xps_allocator_free(stream->allocator);
 	xps_log_free(stream->log);
 	xps_pool_free(stream->pool);

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, overload
 
 from .. import _core
+from .._device import Devices
 from .._errors import Empty, NotContiguousError, Stopped
 from .._inproc import InprocQueue
 from .._log import core_log
@@ -21,7 +22,7 @@ from . import _pcap, _tcp, _udp, _xdp
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap, make_heap
 from ._reader import Begin, ReaderInfo
-from ._stats import EXTRA_STATS, StreamStats
+from ._stats import EXTRA_STATS, StreamStats, queue_stats
 from ._xdp_config import UdpXdpConfig
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class _Stream:
         self._readers: list[ReaderInfo] = []
         self._pending: list[Begin] = []
         self._joined = contextlib.ExitStack()  # sockets in multicast groups, for AF_XDP readers
+        self._devices = Devices()  # their interfaces
         self._started = not self._config.explicit_start
         self._batch = _ITERATION_BATCH
         self._reader_thread = 0
@@ -235,8 +237,9 @@ class _Stream:
             With ``config.fallback`` that text is logged as a warning, and an ordinary UDP socket
             is read instead.
         """
-        begin = _xdp.prepare(config, self._joined)
+        begin = _xdp.prepare(config, self._joined, self._devices)
         weakref.finalize(self, self._joined.close)
+        weakref.finalize(self, self._devices.close)
         self._add(begin)
 
     @overload
@@ -386,6 +389,8 @@ class _Stream:
         self._pending.clear()
         self._core.stop()
         self._joined.close()
+        self._devices.read()
+        self._devices.close()
         if any(reader.transport == "udp_xdp" for reader in self._readers):
             _xdp.release_ports()
 
@@ -406,9 +411,9 @@ class _Stream:
     @property
     def stats(self) -> StreamStats:
         """A consistent snapshot of the statistics."""
-        values = self._core.stats()
+        values, rows = self._core.stats()
         values[_core.N_CORE_STATS : _core.N_CORE_STATS] = [0] * self._n_custom_stats
-        return StreamStats(self._stat_config, values)
+        return StreamStats(self._stat_config, values, queue_stats(rows), self._devices.read)
 
     @property
     def ringbuffer(self) -> _Ringbuffer:

@@ -18,6 +18,7 @@ from typing import Final
 
 from .. import _core
 from .._addresses import is_multicast, resolve
+from .._device import Devices
 from .._errors import TransportError, XdpError
 from .._log import LOGGER
 from . import _sockets, _udp
@@ -130,10 +131,11 @@ def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
     return endpoints
 
 
-def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
+def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack, devices: Devices) -> Begin:
     """Check the configuration of an AF_XDP reader.
 
-    `joined` will hold the sockets that joined multicast groups for it.
+    `joined` will hold the sockets that joined multicast groups for it, and `devices` the counters
+    of its interface.
     """
     if not isinstance(config, UdpXdpConfig):
         raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
@@ -142,7 +144,7 @@ def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:
         try:
-            info = open_reader(stream, config, joined)
+            info = open_reader(stream, config, joined, devices)
         except XdpError as error:
             if not config.fallback:
                 raise
@@ -167,12 +169,12 @@ def _read_fallback(stream: _core.Stream, config: UdpXdpConfig, host: str, port: 
 
 
 def open_reader(
-    stream: _core.Stream, config: UdpXdpConfig, joined: contextlib.ExitStack
+    stream: _core.Stream, config: UdpXdpConfig, joined: contextlib.ExitStack, devices: Devices
 ) -> ReaderInfo | None:
     """Add an AF_XDP reader to the stream and tell what it is; None if the stream has stopped.
 
     Sockets that have joined the endpoints' multicast groups are put into `joined`; the groups are
-    received as long as they are open.
+    received as long as they are open. `devices` notes what the interface has lost so far.
 
     Raises
     ------
@@ -188,7 +190,8 @@ def open_reader(
         ]
         interface = find_interface(config, addresses)
         queues = choose_queues(config, interface)
-        with _lock:
+        counted = devices.adding(interface.namespace, interface.index, interface.name)
+        with _lock, counted:
             port = _open_port(config, interface)
             join_groups(endpoints, interface.index, groups)
             obtained = stream.add_xdp_reader(
@@ -204,6 +207,7 @@ def open_reader(
             joined.push(groups.pop_all())
             if stream.stopped:  # meanwhile, and maybe before it could see the sockets
                 joined.close()
+                devices.close()
     except XdpError:
         raise
     except OSError as error:
