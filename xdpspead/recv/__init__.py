@@ -13,6 +13,7 @@ from . import stream_stat_indices
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
 from ._heap import _HeapBase as _HeapBase
+from ._ledger import Ledger, LedgerPart, LedgerStage, Loss
 from ._reader import ReaderInfo
 from ._stats import QueueStats, StreamStatConfig, StreamStats
 from ._stream import Ringbuffer, Stream
@@ -23,6 +24,10 @@ __all__ = [
     "DeviceStats",
     "Heap",
     "IncompleteHeap",
+    "Ledger",
+    "LedgerPart",
+    "LedgerStage",
+    "Loss",
     "QueueStats",
     "RawItem",
     "ReaderInfo",

@@ -21,6 +21,7 @@ from .._threads import ThreadPool
 from . import _pcap, _tcp, _udp, _xdp
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap, make_heap
+from ._ledger import Ledger, make_ledger
 from ._reader import Begin, ReaderInfo
 from ._stats import EXTRA_STATS, StreamStats, queue_stats
 from ._xdp_config import UdpXdpConfig
@@ -414,6 +415,16 @@ class _Stream:
         values, rows = self._core.stats()
         values[_core.N_CORE_STATS : _core.N_CORE_STATS] = [0] * self._n_custom_stats
         return StreamStats(self._stat_config, values, queue_stats(rows), self._devices.read)
+
+    def ledger(self) -> Ledger:
+        """Tell what became of every packet: which stage lost how many, why, and what helps.
+
+        Printed it is a table. Its sums are exact once the stream has stopped; before, some packets
+        are on their way.
+        """
+        return make_ledger(
+            self.stats, self._readers, stopped=self._core.stopped, waiting=self.ringbuffer.size()
+        )
 
     @property
     def ringbuffer(self) -> _Ringbuffer:
