@@ -9,6 +9,7 @@ import array
 import contextlib
 import fcntl
 import itertools
+import os
 import re
 import socket
 import struct
@@ -109,6 +110,7 @@ class Device:
 
     def __init__(self, index: int, name: str) -> None:
         self._index = index
+        self._process = os.getpid()
         # It stays in the namespace, wherever the thread goes that asks later.
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
@@ -125,6 +127,8 @@ class Device:
 
     def read(self) -> DeviceStats:
         """Return what was counted since the beginning; the last known of one that has gone."""
+        if os.getpid() != self._process:  # a forked child must not take its parent's answers
+            return self._last
         with self._lock:
             link = _since(self._link, self._ask_link(), self._last.link)
             ethtool = _since(self._ethtool, self._ask_ethtool(), self._last.ethtool)

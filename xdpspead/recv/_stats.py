@@ -132,6 +132,8 @@ def _by_queue(parts: Iterable[QueueStats]) -> tuple[QueueStats, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
+#: The parts of queues, or what makes them.
+Queues: TypeAlias = tuple[QueueStats, ...] | Callable[[], tuple[QueueStats, ...]]
 #: Network interfaces, or what asks for them.
 Devices: TypeAlias = tuple[DeviceStats, ...] | Callable[[], tuple[DeviceStats, ...]]
 
@@ -160,13 +162,6 @@ class StreamStats:
     added to the configuration, then this package's own), and the first nine also as attributes.
     It is not connected to the stream: its values may be changed, and two snapshots with the same
     configuration added. What each statistic means is told in the manual's page on statistics.
-
-    Attributes
-    ----------
-    queues : tuple of QueueStats
-        The part that each receive queue has in the statistics of AF_XDP readers, by interface and
-        queue: those that the stream reads, and those on which packets to it came. Readers that
-        have ended are in it.
     """
 
     heaps: int
@@ -178,22 +173,32 @@ class StreamStats:
     single_packet_heaps: int
     search_dist: int
     worker_blocked: int
-    queues: tuple[QueueStats, ...]
 
-    __slots__ = ("_config", "_devices", "_index", "_values", "queues")
+    __slots__ = ("_config", "_devices", "_index", "_queues", "_values")
 
     def __init__(
         self,
         config: Sequence[StreamStatConfig],
         values: Sequence[int],
-        queues: tuple[QueueStats, ...] = (),
+        queues: Queues = (),
         devices: Devices = (),
     ) -> None:
         self._config = config
         self._values = list(values)
         self._index = {stat.name: i for i, stat in enumerate(config)}
-        self.queues = queues
+        self._queues = queues
         self._devices = devices
+
+    @property
+    def queues(self) -> tuple[QueueStats, ...]:
+        """The part that each receive queue has in the statistics of AF_XDP readers.
+
+        By interface and queue: those that the stream reads, and those on which packets to it came.
+        Readers that have ended are in it.
+        """
+        if callable(self._queues):
+            self._queues = self._queues()
+        return self._queues
 
     @property
     def devices(self) -> tuple[DeviceStats, ...]:
@@ -239,7 +244,7 @@ class StreamStats:
         return self._values[self._index[name]] if name in self else default
 
     def __copy__(self) -> StreamStats:
-        return StreamStats(self._config, self._values, self.queues, self._devices)
+        return StreamStats(self._config, self._values, self._queues, self._devices)
 
     def items(self) -> Iterator[tuple[str, int]]:
         """Iterate over names and values."""
@@ -280,7 +285,7 @@ class StreamStats:
         if not isinstance(other, StreamStats):
             return NotImplemented
         self._values = self._combined(other)
-        self.queues = _by_queue([*self.queues, *other.queues])
+        self._queues = _by_queue([*self.queues, *other.queues])
         self._devices = _latest([*self.devices, *other.devices])
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket as socket_module
 import threading
@@ -414,7 +415,8 @@ class _Stream:
         """A consistent snapshot of the statistics."""
         values, rows = self._core.stats()
         values[_core.N_CORE_STATS : _core.N_CORE_STATS] = [0] * self._n_custom_stats
-        return StreamStats(self._stat_config, values, queue_stats(rows), self._devices.read)
+        queues = functools.partial(queue_stats, rows)
+        return StreamStats(self._stat_config, values, queues, self._devices.read)
 
     def ledger(self) -> Ledger:
         """Tell what became of every packet: which stage lost how many, why, and what helps.
