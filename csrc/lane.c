@@ -123,14 +123,65 @@ static void add_reader_stats(const struct xps_lane *lane, uint64_t *stats)
 			reader->ops->add_stats(reader, stats);
 }
 
-/* Any thread. */
-void xps_lanes_stats(struct xps_lanes *lanes, uint64_t *stats)
+/* Any thread. The lock is held. */
+static uint32_t add_queues(const struct xps_lanes *lanes, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n)
 {
+	uint32_t found = 0;
+
+	for (const struct xps_queue_table *table = lanes->queues; table; table = table->next) {
+		for (uint32_t i = 0; i < table->n; i++) {
+			if (!xps_queue_matters(&table->rows[i]))
+				continue;
+			xps_queue_add(stats, &table->rows[i]);
+			if (found < n)
+				queues[found] = table->rows[i];
+			found++;
+		}
+	}
+	return found;
+}
+
+/* Any thread. */
+uint32_t xps_lanes_stats(struct xps_lanes *lanes, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n)
+{
+	uint32_t found;
+
 	pthread_mutex_lock(&lanes->lock);
 	memcpy(stats, lanes->stats, sizeof(lanes->stats));
 	for (uint32_t i = 0; i < lanes->n; i++)
 		add_reader_stats(lanes->all[i], stats);
+	found = add_queues(lanes, stats, queues, n);
 	pthread_mutex_unlock(&lanes->lock);
+	return found;
+}
+
+void xps_reader_settle(struct xps_reader *reader)
+{
+	struct xps_lanes *lanes = reader->lane->shared;
+
+	pthread_mutex_lock(&lanes->lock);
+	reader->ops->add_stats(reader, lanes->stats);
+	pthread_mutex_unlock(&lanes->lock);
+}
+
+/* The lock is held. */
+static void keep_queues(struct xps_lanes *lanes, struct xps_queue_table *table)
+{
+	struct xps_queue_table **end = &lanes->queues;
+
+	while (*end)
+		end = &(*end)->next;
+	*end = table;
+}
+
+static void free_queues(struct xps_queue_table *table)
+{
+	while (table) {
+		struct xps_queue_table *next = table->next;
+
+		free(table);
+		table = next;
+	}
 }
 
 /* ---------------------------------------------------------------- heaps on their way to the ring */
@@ -530,6 +581,7 @@ static void attach_on_loop(struct xps_task *task)
 	pthread_mutex_lock(&lane->shared->lock);
 	reader->next = lane->readers;
 	lane->readers = reader;
+	keep_queues(lane->shared, reader->queues);
 	pthread_mutex_unlock(&lane->shared->lock);
 	lane->lossy |= reader->ops->lossy;
 	if (lane->blocked)
@@ -767,6 +819,7 @@ void xps_lanes_fini(struct xps_lanes *lanes)
 {
 	for (uint32_t i = 0; i < lanes->n; i++)
 		lane_free(lanes->all[i]);
+	free_queues(lanes->queues);
 	xps_ring_fini(&lanes->ring);
 	pthread_mutex_destroy(&lanes->lock);
 }

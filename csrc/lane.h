@@ -29,6 +29,7 @@ struct xps_lanes {
 	pthread_mutex_t
 		lock; /* guards all below; taken last, but for a loop's own; never held over anything that waits */
 	uint64_t stats[XPS_N_STATS];
+	struct xps_queue_table *queues;      /* of all readers, those that have ended too */
 	struct xps_lane *all[XPS_MAX_LANES]; /* the first `n`; none goes before the stream does */
 	uint32_t n;
 	uint32_t n_open; /* those that have not put their last heap into the ring */
@@ -41,12 +42,12 @@ int xps_lanes_init(struct xps_lanes *lanes, struct xps_pool *pool, const struct 
 /* They have been stopped, and nobody uses them any more. */
 void xps_lanes_fini(struct xps_lanes *lanes);
 
-/* See xps_stream_want_lanes(), xps_reader_attach_to(), xps_reader_detach(), xps_stream_stop() and xps_stream_stats(). */
+/* See xps_stream_want_lanes(), xps_reader_attach_to(), xps_reader_detach(), xps_stream_stop() and xps_stream_queue_stats(). */
 int xps_lanes_want(struct xps_lanes *lanes, uint32_t n);
 int xps_lanes_attach(struct xps_lanes *lanes, uint32_t lane, struct xps_reader *reader);
 void xps_lanes_detach(struct xps_lanes *lanes, uint32_t lane, struct xps_reader *reader);
 void xps_lanes_stop(struct xps_lanes *lanes);
-void xps_lanes_stats(struct xps_lanes *lanes, uint64_t *stats);
+uint32_t xps_lanes_stats(struct xps_lanes *lanes, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n);
 
 /* There is room in the ring again: let those go on that xps_ring_pop() told of. */
 void xps_lanes_resume(struct xps_lanes *lanes, uint64_t parked);

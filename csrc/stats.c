@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stats.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+
 struct stat {
 	const char *name;
 	const char *reason;
@@ -32,6 +35,7 @@ static const struct stat table[XPS_N_STATS] = {
 	[XPS_STAT_OFFSET_OVERFLOW] = { "xdpspead.offset_overflow", "payload reaches beyond the end of the heap",
 				       false },
 	[XPS_STAT_GAP] = { "xdpspead.gap", "packets before it are missing", false },
+	[XPS_STAT_LATE] = { "xdpspead.late", "its heap has gone out already", false },
 	[XPS_STAT_BEHIND] = { "xdpspead.behind", "duplicate or out of order", false },
 	[XPS_STAT_DUPLICATE] = { "xdpspead.duplicate", "duplicate", false },
 	[XPS_STAT_OVERLAP] = { "xdpspead.overlap", "partially overlaps others", false },
@@ -45,6 +49,7 @@ static const struct stat table[XPS_N_STATS] = {
 	[XPS_STAT_AFTER_STOP] = { "xdpspead.after_stop", "after the end of the stream", false },
 	[XPS_STAT_HEAPS_DISCARDED] = { "xdpspead.heaps_discarded", NULL, false },
 	[XPS_STAT_HEAPS_DROPPED_STOP] = { "xdpspead.heaps_dropped_stop", NULL, false },
+	[XPS_STAT_UDP_PACKETS] = { "xdpspead.udp_packets", NULL, false },
 	[XPS_STAT_UDP_KERNEL_DROPS] = { "xdpspead.udp_kernel_drops", NULL, false },
 	[XPS_STAT_TCP_SKIPPED_BYTES] = { "xdpspead.tcp_skipped_bytes", NULL, false },
 	[XPS_STAT_PCAP_PACKETS] = { "xdpspead.pcap_packets", NULL, false },
@@ -93,4 +98,38 @@ void xps_stats_move(uint64_t *to, uint64_t *from)
 			to[i] = from[i];
 		from[i] = 0;
 	}
+}
+
+struct xps_queue_table *xps_queue_table_new(const char *interface, uint32_t n)
+{
+	struct xps_queue_table *queues = calloc(1, sizeof(*queues) + n * sizeof(queues->rows[0]));
+
+	if (!queues)
+		return NULL;
+	queues->n = n;
+	for (uint32_t i = 0; i < n; i++) {
+		snprintf(queues->rows[i].interface, sizeof(queues->rows[i].interface), "%s", interface);
+		queues->rows[i].queue = i;
+	}
+	return queues;
+}
+
+uint64_t *xps_queue_stat(struct xps_queue_stats *row, int stat)
+{
+	return &row->values[stat - XPS_STAT_XDP_MATCHED];
+}
+
+bool xps_queue_matters(const struct xps_queue_stats *row)
+{
+	bool any = row->read;
+
+	for (int i = 0; i < XPS_N_QUEUE_STATS; i++)
+		any |= row->values[i] > 0;
+	return any;
+}
+
+void xps_queue_add(uint64_t *stats, const struct xps_queue_stats *row)
+{
+	for (int i = 0; i < XPS_N_QUEUE_STATS; i++)
+		stats[XPS_STAT_XDP_MATCHED + i] += row->values[i];
 }

@@ -139,12 +139,17 @@ bool xps_stream_stopped(struct xps_stream *stream)
 	return !xps_stream_is_ours(stream) || xps_ring_stopped(&stream->lanes.ring);
 }
 
-void xps_stream_stats(struct xps_stream *stream, uint64_t *stats)
+uint32_t xps_stream_queue_stats(struct xps_stream *stream, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n)
 {
 	if (xps_stream_is_ours(stream))
-		xps_lanes_stats(&stream->lanes, stats);
-	else
-		memset(stats, 0, XPS_N_STATS * sizeof(*stats));
+		return xps_lanes_stats(&stream->lanes, stats, queues, n);
+	memset(stats, 0, XPS_N_STATS * sizeof(*stats));
+	return 0;
+}
+
+void xps_stream_stats(struct xps_stream *stream, uint64_t *stats)
+{
+	xps_stream_queue_stats(stream, stats, NULL, 0);
 }
 
 bool xps_stream_is_ours(struct xps_stream *stream)

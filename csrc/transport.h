@@ -23,7 +23,7 @@
  *
  * Threads: open and attach are called by the user's thread; poll and close by the reader's worker only (or, once the
  * workers are gone, by the thread that stops the stream), so a reader needs no lock of its own. add_stats is called by
- * any thread, but never at the same time as close.
+ * any thread, under the stream's lock, but never at the same time as close, except by xps_reader_settle().
  */
 #pragma once
 
@@ -32,6 +32,7 @@
 #include "view.h"
 
 struct xps_lane;
+struct xps_queue_table;
 struct xps_reader;
 struct xps_stream;
 
@@ -49,7 +50,10 @@ struct xps_reader_ops {
 	enum xps_poll (*poll)(struct xps_reader *reader);
 	/* Release everything, the reader included. Its watches have been removed from the loop. */
 	void (*close)(struct xps_reader *reader);
-	/* Add what only the source can tell to stats[XPS_N_STATS]. May be NULL. */
+	/*
+	 * Bring the reader's queue table up to date, and add what else only the source can tell to stats[XPS_N_STATS].
+	 * May be NULL.
+	 */
 	void (*add_stats)(struct xps_reader *reader, uint64_t *stats);
 	/*
 	 * Called instead of poll while the stream is blocked and a watch is ready: throw away what would starve others.
@@ -68,6 +72,7 @@ struct xps_reader {
 	const struct xps_reader_ops *ops;
 	struct xps_reader_watch *watches; /* may be none: poll is called at once, and after each block */
 	uint32_t n_watches;
+	struct xps_queue_table *queues; /* may be NULL; see stats.h */
 
 	/* the stream's */
 	struct xps_lane *lane;
@@ -95,6 +100,9 @@ void xps_reader_detach(struct xps_stream *stream, uint32_t lane, struct xps_read
 
 /* From poll only. Wait for `fd` from now on; the descriptor that the watch has is the reader's to close. 0 or -errno. */
 int xps_reader_watch_instead(struct xps_reader_watch *watch, int fd);
+
+/* From close only: have add_stats() called once more. */
+void xps_reader_settle(struct xps_reader *reader);
 
 /* From poll only. */
 void xps_batch_begin(struct xps_reader *reader);

@@ -176,6 +176,7 @@ static bool next_view(struct udp_reader *udp, struct xps_view *view)
 		}
 		if (!truncated && length <= udp->max_size)
 			return true;
+		xps_reader_count(&udp->base, XPS_STAT_UDP_PACKETS, 1);
 		xps_reader_count(&udp->base, XPS_STAT_TRUNCATED_DATAGRAM, 1);
 	}
 	return false;
@@ -186,6 +187,7 @@ static void make_views(struct udp_reader *udp)
 	udp->n_views = udp->taken = 0;
 	while (udp->n_views < MESSAGES && next_view(udp, &udp->views[udp->n_views]))
 		udp->n_views++;
+	xps_reader_count(&udp->base, XPS_STAT_UDP_PACKETS, udp->n_views);
 }
 
 /* Push what is left of the batch. Returns false if the stream did not take all. */

@@ -22,6 +22,7 @@
 
 #include "bits.h"
 #include "frame.h"
+#include "stats.h"
 #include "transport.h"
 #include "xdp_socket.h"
 
@@ -52,10 +53,8 @@ struct xdp_reader {
 
 	int kick_fd; /* readable: a reader has joined one of our queues */
 	atomic_bool kicked;
-	_Atomic uint64_t unread_drops;
 
 	bool attached;
-	uint64_t reported[XPS_N_STATS]; /* by the last add_stats() */
 };
 
 /* What the readers of one call share. Each holds a reference, and so does the call. */
@@ -82,6 +81,11 @@ bool xps_has_xdp(void)
 	return true;
 }
 
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
 /* ---------------------------------------------------------------- from descriptors to views */
 
 static const uint8_t *bytes_of(const struct xps_xdp_socket *s, const struct xdp_desc *desc)
@@ -104,7 +108,7 @@ static void add_pieces(struct xdp_reader *r, struct xps_view *view, const struct
 }
 
 /* One packet in `n` descriptors. */
-static void add_view(struct xdp_reader *r, const struct xps_xdp_socket *s, const struct xdp_desc *descs, uint32_t n)
+static void add_view(struct xdp_reader *r, struct xps_xdp_socket *s, const struct xdp_desc *descs, uint32_t n)
 {
 	const uint8_t *data = bytes_of(s, &descs[0]);
 	struct xps_frame frame;
@@ -115,7 +119,7 @@ static void add_view(struct xdp_reader *r, const struct xps_xdp_socket *s, const
 	for (uint32_t i = 0; i < n; i++)
 		total += descs[i].len;
 	if (unlikely(xps_frame_parse(&frame, data, descs[0].len, total) != XPS_FRAME_UDP)) {
-		xps_reader_count(&r->reader, XPS_STAT_XDP_BAD_FRAME, 1);
+		count(&s->bad_frames, 1);
 		return;
 	}
 	if (unlikely(frame.payload_length > r->max_size)) {
@@ -144,7 +148,7 @@ static void make_views(struct xdp_reader *r, struct xps_xdp_socket *s)
 		first = i + 1;
 	}
 	if (unlikely(s->n_overlong))
-		xps_reader_count(&r->reader, XPS_STAT_XDP_BAD_FRAME, s->n_overlong);
+		count(&s->bad_frames, s->n_overlong);
 	s->n_overlong = 0;
 }
 
@@ -162,12 +166,12 @@ static bool push(struct xdp_reader *r)
 	return true;
 }
 
-static void absorb(struct xdp_reader *r, struct xps_xdp_socket *s)
+static void absorb(struct xps_xdp_socket *s)
 {
 	const uint32_t dropped = xps_xdp_socket_absorb(s);
 
 	if (dropped)
-		atomic_fetch_add_explicit(&r->unread_drops, dropped, memory_order_relaxed);
+		count(&s->unread_drops, dropped);
 }
 
 enum outcome { EMPTY, DONE, BLOCKED };
@@ -175,7 +179,7 @@ enum outcome { EMPTY, DONE, BLOCKED };
 static enum outcome poll_socket(struct xdp_reader *r, struct xps_xdp_socket *s)
 {
 	if (unlikely(xps_xdp_socket_behind(s)))
-		absorb(r, s);
+		absorb(s);
 	if (!xps_xdp_socket_take(s) && !s->n_overlong)
 		return EMPTY;
 	xps_batch_begin(&r->reader);
@@ -276,72 +280,60 @@ static void reader_poll_blocked(struct xps_reader *reader)
 
 	clear_kick(r);
 	for (uint32_t i = 0; i < r->n_sockets; i++)
-		absorb(r, &r->sockets[i]);
+		absorb(&r->sockets[i]);
 }
 
 /* ---------------------------------------------------------------- statistics */
 
-/* What the program counted on one queue. */
-static void add_counters(const struct xdp_source *source, uint32_t queue, uint64_t *stats)
+/* Each counter is one line here, one in enum xps_stat with its name, and one in QueueStats in recv/_stats.py. */
+static void read_program(const struct xdp_reader *r, struct xps_queue_stats *row)
 {
-	const struct xps_steer_counters c = xps_xdp_port_queue_counters(source->port, source->slot, queue);
+	const struct xps_steer_counters c = xps_xdp_port_queue_counters(r->source->port, r->source->slot, row->queue);
 
-	stats[XPS_STAT_XDP_MATCHED] += c.matched;
-	stats[XPS_STAT_XDP_REDIRECTED] += c.redirected;
-	stats[XPS_STAT_XDP_NO_SOCKET] += c.no_socket;
-	stats[XPS_STAT_XDP_BAD_LENGTH] += c.bad_length;
-	stats[XPS_STAT_XDP_FRAGMENTS] += c.fragments;
-	stats[XPS_STAT_XDP_EXTENSION_HEADERS] += c.extensions;
-	stats[XPS_STAT_XDP_OTHER_SOURCE] += c.other_source;
+	*xps_queue_stat(row, XPS_STAT_XDP_MATCHED) = c.matched;
+	*xps_queue_stat(row, XPS_STAT_XDP_REDIRECTED) = c.redirected;
+	*xps_queue_stat(row, XPS_STAT_XDP_NO_SOCKET) = c.no_socket;
+	*xps_queue_stat(row, XPS_STAT_XDP_BAD_LENGTH) = c.bad_length;
+	*xps_queue_stat(row, XPS_STAT_XDP_FRAGMENTS) = c.fragments;
+	*xps_queue_stat(row, XPS_STAT_XDP_EXTENSION_HEADERS) = c.extensions;
+	*xps_queue_stat(row, XPS_STAT_XDP_OTHER_SOURCE) = c.other_source;
 }
 
-static void collect_stats(struct xdp_reader *r, uint64_t *stats)
+static void read_socket(struct xps_xdp_socket *s, struct xps_queue_stats *row)
 {
-	const struct xdp_source *source = r->source;
+	struct xdp_statistics k;
 
-	memset(stats, 0, XPS_N_STATS * sizeof(stats[0]));
-	for (uint32_t queue = 0; queue < (uint32_t)source->port->config.n_queues; queue++)
-		if (source->owners[queue] == r->index)
-			add_counters(source, queue, stats);
-	stats[XPS_STAT_XDP_UNREAD_DROPS] = atomic_load_explicit(&r->unread_drops, memory_order_relaxed);
-	for (uint32_t i = 0; i < r->n_sockets; i++) {
-		struct xdp_statistics s;
-
-		xps_xdp_socket_stats(&r->sockets[i], &s);
-		stats[XPS_STAT_XDP_RX_DROPPED] += s.rx_dropped;
-		stats[XPS_STAT_XDP_RX_INVALID] += s.rx_invalid_descs;
-		stats[XPS_STAT_XDP_RX_RING_FULL] += s.rx_ring_full;
-		stats[XPS_STAT_XDP_FILL_RING_EMPTY] += s.rx_fill_ring_empty_descs;
-	}
+	xps_xdp_socket_stats(s, &k);
+	row->read = 1;
+	*xps_queue_stat(row, XPS_STAT_XDP_BAD_FRAME) = atomic_load_explicit(&s->bad_frames, memory_order_relaxed);
+	*xps_queue_stat(row, XPS_STAT_XDP_UNREAD_DROPS) = atomic_load_explicit(&s->unread_drops, memory_order_relaxed);
+	*xps_queue_stat(row, XPS_STAT_XDP_RX_DROPPED) = k.rx_dropped;
+	*xps_queue_stat(row, XPS_STAT_XDP_RX_INVALID) = k.rx_invalid_descs;
+	*xps_queue_stat(row, XPS_STAT_XDP_RX_RING_FULL) = k.rx_ring_full;
+	*xps_queue_stat(row, XPS_STAT_XDP_FILL_RING_EMPTY) = k.rx_fill_ring_empty_descs;
 }
 
 static void reader_add_stats(struct xps_reader *reader, uint64_t *stats)
 {
 	struct xdp_reader *r = reader_of(reader);
 
-	collect_stats(r, r->reported);
-	for (int i = 0; i < XPS_N_STATS; i++)
-		stats[i] += r->reported[i];
+	(void)stats; /* the stream adds up what is in the table */
+	for (uint32_t i = 0; i < reader->queues->n; i++)
+		if (r->source->owners[i] == r->index)
+			read_program(r, &reader->queues->rows[i]);
+	for (uint32_t i = 0; i < r->n_sockets; i++)
+		read_socket(&r->sockets[i], &reader->queues->rows[r->sockets[i].queue->index]);
 }
 
-/*
- * The end of the ledger: after this no packet comes to the sockets, and every one that did has been counted. The stream
- * asked for our statistics just before; what has come since then is added here.
- */
+/* The end of the ledger: after this no packet comes to the sockets, and every one that did has been counted. */
 static void settle(struct xdp_reader *r)
 {
-	uint32_t unread = r->current ? r->n_views - r->next_view : 0;
-	uint64_t stats[XPS_N_STATS];
-
+	if (r->current)
+		count(&r->current->unread_drops, r->n_views - r->next_view);
 	for (uint32_t i = 0; i < r->n_sockets; i++)
-		unread += xps_xdp_socket_drain(&r->sockets[i]);
-	atomic_fetch_add_explicit(&r->unread_drops, unread, memory_order_relaxed);
-	if (!r->attached)
-		return;
-	collect_stats(r, stats);
-	for (int i = 0; i < XPS_N_STATS; i++)
-		if (stats[i] > r->reported[i])
-			xps_reader_count(&r->reader, i, stats[i] - r->reported[i]);
+		count(&r->sockets[i].unread_drops, xps_xdp_socket_drain(&r->sockets[i]));
+	if (r->attached)
+		xps_reader_settle(&r->reader);
 }
 
 /* ---------------------------------------------------------------- after a fork */
@@ -401,6 +393,8 @@ static void reader_close(struct xps_reader *reader)
 		xps_xdp_socket_close(&r->sockets[i]);
 	if (r->kick_fd >= 0)
 		close(r->kick_fd);
+	if (!r->attached)
+		free(r->reader.queues);
 	free(r->reader.watches);
 	free(r->sockets);
 	source_free(r->source);
@@ -454,10 +448,10 @@ static int reader_init(struct xdp_reader *r, struct xdp_source *source, const st
 	r->max_poll = config->max_poll > 0 ? (uint32_t)config->max_poll : 0;
 	r->kick_fd = -1;
 	atomic_init(&r->kicked, false);
-	atomic_init(&r->unread_drops, 0);
 	r->sockets = calloc(n_sockets, sizeof(r->sockets[0]));
 	r->reader.watches = calloc((size_t)n_sockets + 1, sizeof(r->reader.watches[0]));
-	return r->sockets && r->reader.watches ? 0 : -ENOMEM;
+	r->reader.queues = xps_queue_table_new(source->port->name, (uint32_t)source->port->config.n_queues);
+	return r->sockets && r->reader.watches && r->reader.queues ? 0 : -ENOMEM;
 }
 
 /* Close the readers from number `first` on, which the stream does not have. */

@@ -21,10 +21,13 @@ int xps_window_init(struct xps_window *window, const struct xps_window_config *c
 	/* At least two buckets a slot keep the chains short. */
 	while ((UINT64_C(1) << window->bucket_bits) < 2 * n_slots)
 		window->bucket_bits++;
+	window->n_recent = (uint32_t)xps_min_u64(2 * config->max_heaps, XPS_MAX_RECENT);
 	window->slots = calloc(n_slots, sizeof(*window->slots));
 	window->heads = calloc(config->substreams, sizeof(*window->heads));
+	window->recent = calloc(config->substreams * window->n_recent, sizeof(*window->recent));
+	window->recent_heads = calloc(config->substreams, sizeof(*window->recent_heads));
 	window->buckets = malloc(sizeof(*window->buckets) << window->bucket_bits);
-	if (!window->slots || !window->heads || !window->buckets) {
+	if (!window->slots || !window->heads || !window->buckets || !window->recent || !window->recent_heads) {
 		xps_window_fini(window);
 		return -ENOMEM;
 	}
@@ -45,6 +48,8 @@ void xps_window_fini(struct xps_window *window)
 		xps_heap_free(window->out[i]);
 	free(window->slots);
 	free(window->heads);
+	free(window->recent);
+	free(window->recent_heads);
 	free(window->buckets);
 	*window = (struct xps_window){ 0 };
 }
@@ -98,6 +103,27 @@ static uint64_t substream_of(const struct xps_window *window, uint64_t cnt)
 	return likely(window->config.substreams == 1) ? 0 : cnt % window->config.substreams;
 }
 
+/* ---------------------------------------------------------------- heaps that began last */
+
+static void remember(struct xps_window *window, uint64_t substream, uint64_t cnt)
+{
+	uint32_t *head = &window->recent_heads[substream];
+
+	window->recent[substream * window->n_recent + *head] = cnt + 1;
+	if (++*head == window->n_recent)
+		*head = 0;
+}
+
+static bool began_lately(const struct xps_window *window, uint64_t cnt)
+{
+	const uint64_t *recent = window->recent + substream_of(window, cnt) * window->n_recent;
+	bool found = false;
+
+	for (uint32_t i = 0; i < window->n_recent; i++)
+		found |= recent[i] == cnt + 1;
+	return found;
+}
+
 /* ---------------------------------------------------------------- heaps that leave */
 
 static void discard(struct xps_window *window, struct xps_heap *heap)
@@ -133,7 +159,8 @@ static void complete(struct xps_window *window, struct xps_heap *heap)
 static bool refuse(struct xps_window *window, const struct xps_packet *packet, int stat)
 {
 	window->stats[stat]++;
-	if (stat != XPS_STAT_GAP && stat != XPS_STAT_DUPLICATE) { /* these two are common, and only counted */
+	/* these are common, and only counted */
+	if (stat != XPS_STAT_GAP && stat != XPS_STAT_LATE && stat != XPS_STAT_DUPLICATE) {
 		window->news.refused_stat = stat;
 		window->news.refused_cnt = packet->heap_cnt;
 	}
@@ -175,7 +202,10 @@ static void open_heap(struct xps_window *window, const struct xps_packet *packet
 	}
 	if (unlikely(!add(window, heap, packet, view))) {
 		xps_heap_free(heap);
-	} else if (xps_heap_complete(heap)) {
+		return;
+	}
+	remember(window, substream, packet->heap_cnt);
+	if (xps_heap_complete(heap)) {
 		complete(window, heap);
 	} else {
 		insert(window, heap, slot);
@@ -220,7 +250,7 @@ static void process(struct xps_window *window, const struct xps_packet *packet, 
 	if (!heap) {
 		/* In order, a heap begins at its first byte: anything else is the rest of one that is gone. */
 		if (packet->payload_offset && !window->config.rules.allow_out_of_order)
-			refuse(window, packet, XPS_STAT_GAP);
+			refuse(window, packet, began_lately(window, packet->heap_cnt) ? XPS_STAT_LATE : XPS_STAT_GAP);
 		else
 			open_heap(window, packet, view);
 		return;

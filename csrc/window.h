@@ -13,6 +13,9 @@
  * depend on the number of slots.
  *
  * A packet that is a heap all by itself is never looked up, but takes a slot like any other.
+ *
+ * Each substream remembers the numbers of the heaps that began last, twice as many as it has slots (but not more than
+ * XPS_MAX_RECENT). One of these that is in no slot has gone out already, and what still comes of it is late.
  */
 #pragma once
 
@@ -21,6 +24,8 @@
 /* The most heaps that the outbox holds: a packet adds at most two, the one it evicts and the one it completes. */
 #define XPS_OUTBOX_SIZE 256
 #define XPS_MAX_CREDIT (XPS_OUTBOX_SIZE - 2)
+/* Heaps that a substream remembers at most, and so looks through for a packet that is refused. */
+#define XPS_MAX_RECENT 128
 
 struct xps_window_config {
 	struct xps_heap_rules rules;
@@ -51,7 +56,10 @@ struct xps_window {
 	struct xps_heap *last;   /* heap of the last packet, if it still is in its slot */
 	struct xps_heap **slots; /* substreams * max_heaps */
 	uint32_t *heads;         /* next slot of each substream */
-	uint32_t *buckets;       /* first slot of each hash chain */
+	uint64_t *recent;        /* substreams * n_recent: a ring for each substream; heap number + 1, 0: none yet */
+	uint32_t *recent_heads;  /* next place in each of these rings */
+	uint32_t n_recent;
+	uint32_t *buckets; /* first slot of each hash chain */
 	uint32_t bucket_bits;
 	uint32_t flushed; /* slots that xps_window_flush() is done with */
 };

@@ -39,6 +39,10 @@ struct xps_xdp_socket {
 	uint32_t backlog_in, backlog_out; /* run freely */
 	bool in_packet;                   /* the last descriptor out of the ring was not its packet's last */
 	bool dropping;                    /* the rest of that packet goes too */
+
+	/* packets, counted by the reader; read by any thread */
+	_Atomic uint64_t bad_frames;
+	_Atomic uint64_t unread_drops;
 };
 
 /* The member's kick_fd and kicked are set. */

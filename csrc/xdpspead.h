@@ -184,6 +184,7 @@ enum xps_stat {
 	XPS_STAT_OFFSET_OVERFLOW,
 	/* packets that the window refused */
 	XPS_STAT_GAP,
+	XPS_STAT_LATE,
 	XPS_STAT_BEHIND,
 	XPS_STAT_DUPLICATE,
 	XPS_STAT_OVERLAP,
@@ -199,7 +200,8 @@ enum xps_stat {
 	/* heaps */
 	XPS_STAT_HEAPS_DISCARDED,
 	XPS_STAT_HEAPS_DROPPED_STOP,
-	/* losses before the stream saw the packet */
+	/* packets before the stream saw them */
+	XPS_STAT_UDP_PACKETS,
 	XPS_STAT_UDP_KERNEL_DROPS,
 	XPS_STAT_TCP_SKIPPED_BYTES,
 	XPS_STAT_PCAP_PACKETS,
@@ -209,6 +211,7 @@ enum xps_stat {
 	XPS_STAT_PCAP_BAD_LENGTH,
 	XPS_STAT_PCAP_SNAPPED,
 	XPS_STAT_PCAP_JOINED,
+	/* those that are also told queue by queue, to the end */
 	XPS_STAT_XDP_MATCHED,
 	XPS_STAT_XDP_REDIRECTED,
 	XPS_STAT_XDP_NO_SOCKET,
@@ -223,6 +226,16 @@ enum xps_stat {
 	XPS_STAT_XDP_RX_RING_FULL,
 	XPS_STAT_XDP_FILL_RING_EMPTY,
 	XPS_N_STATS
+};
+
+enum { XPS_N_QUEUE_STATS = XPS_N_STATS - XPS_STAT_XDP_MATCHED };
+
+/* What an AF_XDP reader has in the statistics from one receive queue. */
+struct xps_queue_stats {
+	char interface[16];
+	uint32_t queue;
+	uint32_t read; /* 1: the reader has a socket on it. 0: packets to its endpoints came there all the same */
+	uint64_t values[XPS_N_QUEUE_STATS]; /* of XPS_STAT_XDP_MATCHED and what follows it */
 };
 
 /* "heaps", "xdpspead.gap"; NULL beyond the last. */
@@ -275,6 +288,11 @@ bool xps_stream_stopped(struct xps_stream *stream);
 bool xps_stream_is_ours(struct xps_stream *stream);
 /* A consistent snapshot, XPS_N_STATS values. */
 void xps_stream_stats(struct xps_stream *stream, uint64_t *stats);
+/*
+ * The same, and with it what each queue of each AF_XDP reader has in it: what is told by queue is the sum over these. At
+ * most `n` are written to `queues`. Returns how many there are. Those of readers that have ended stay.
+ */
+uint32_t xps_stream_queue_stats(struct xps_stream *stream, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n);
 
 /* ---------------------------------------------------------------- readers */
 

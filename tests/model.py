@@ -263,6 +263,7 @@ class Receiver:
             [None] * config.max_heaps for _ in range(config.substreams)
         ]
         self.heads = [0] * config.substreams
+        self.began: list[list[int]] = [[] for _ in range(config.substreams)]
         self.stopped = False
         names = (
             "heaps incomplete_heaps_evicted incomplete_heaps_flushed packets single_packet_heaps"
@@ -279,6 +280,7 @@ class Receiver:
         sub = p.cnt % self.config.substreams
         self.heads[sub] = (self.heads[sub] + 1) % self.config.max_heaps
         slot = self.heads[sub]
+        self.began[sub].append(p.cnt)
         old = self.slots[sub][slot]
         if old is not None:
             self.slots[sub][slot] = None
@@ -310,7 +312,9 @@ class Receiver:
                     break
         if heap is None:
             if p.offset != 0 and not config.allow_out_of_order:
-                self.result.window["gap"] += 1
+                # A heap that has gone out is remembered for as long as it could have lived again.
+                lately = self.began[sub][-2 * config.max_heaps :]
+                self.result.window["late" if p.cnt in lately else "gap"] += 1
                 return
             heap, slot = self._open(p)
             stats["single_packet_heaps"] += whole

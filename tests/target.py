@@ -56,6 +56,7 @@ REASONS = {
     "empty_datagram": "xdpspead.empty_datagram",
     # by the window
     "gap": "xdpspead.gap",
+    "late": "xdpspead.late",
     "behind": "xdpspead.behind",
     "duplicate": "xdpspead.duplicate",
     "overlap": "xdpspead.overlap",

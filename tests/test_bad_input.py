@@ -194,6 +194,15 @@ def test_packet_that_its_heap_refuses_is_counted_and_changes_nothing(name):
         assert refusals(stats) == reasons
 
 
+def test_rest_of_a_heap_that_has_gone_out_is_late_until_it_is_forgotten():
+    gone = [*simple_heap(1, 100).packets(50), *simple_heap(2, 10).packets()]
+    others = [packet for cnt in range(3, 6) for packet in simple_heap(cnt, 10).packets()]
+    heaps, stats = receive([*gone, LATER, LATER, *others, LATER], max_heaps=2)
+    assert [heap.cnt for heap in heaps] == [1, 2, 3, 4, 5]
+    if OURS:
+        assert refusals(stats) == {"late": 2, "gap": 1}
+
+
 def test_overlap_is_counted_and_changes_nothing():
     packets = [LATER, Packet(1, b"x" * 20, 40, 100), FIRST]
     heaps, stats = receive(packets, allow_out_of_order=True)

@@ -357,6 +357,8 @@ class TestModel:
             parser = sum(n for reason, n in counted.items() if reason in PARSER_REASONS)
             assert parser == sum(wanted.parser.values())
             assert sum(counted.values()) - parser == sum(wanted.window.values())
+            # There is no heap that could refuse a late packet for another reason.
+            assert counted.get("late", 0) == wanted.window["late"]
 
 
 @pytest.mark.ours

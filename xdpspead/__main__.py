@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_features(commands)
     _add_demo(commands)
+    _add_receive(commands)
     return parser
 
 
@@ -100,6 +101,147 @@ def _run_demo(options: argparse.Namespace) -> int:
         gbps=options.rate,
         transport=options.transport,
         sending=options.send,
+    )
+
+
+def _add_receive(commands: Any) -> None:
+    command = commands.add_parser(
+        "receive",
+        help="receive a stream and tell what was lost, and where",
+        description=(
+            "Receive a stream, throw its heaps away and print what became of every packet: through "
+            "AF_XDP with --interface, from ordinary UDP sockets without, or from a capture file. "
+            "It ends with the stream, after --seconds, or with Ctrl-C or SIGTERM."
+        ),
+        epilog=(
+            "Exit status: 0 if packets came and none was lost, 1 if it cannot receive, 2 for a "
+            "wrong command line, 3 if something was lost, 4 if nothing came."
+        ),
+    )
+    command.add_argument(
+        "endpoints",
+        nargs="*",
+        type=_endpoint,
+        metavar="ENDPOINT",
+        help="ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or PORT for all of IPv4 (not with AF_XDP)",
+    )
+    command.add_argument("--interface", help="receive through AF_XDP on this interface")
+    command.add_argument("--pcap", metavar="FILE", help="read a capture file instead")
+    command.add_argument("--filter", default="", help="part of it to read, as for tcpdump")
+    command.add_argument(
+        "--queues", type=_queues, metavar="LIST", help="queues to read, like 0,2-5 (default: all)"
+    )
+    command.add_argument(
+        "--mode",
+        choices=["auto", "native", "generic"],
+        default="auto",
+        help="how the AF_XDP program runs (default: %(default)s)",
+    )
+    command.add_argument(
+        "--buffer",
+        type=_size,
+        metavar="BYTES",
+        help="socket buffer or AF_XDP packet memory; k, M and G mean 1024 and so on",
+    )
+    command.add_argument(
+        "--max-size", type=_size, metavar="BYTES", help="largest datagram that is accepted"
+    )
+    command.add_argument(
+        "--max-heaps",
+        type=_positive,
+        default=4,
+        metavar="N",
+        help="heaps under construction at a time (default: %(default)s)",
+    )
+    command.add_argument(
+        "--ring",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="finished heaps that may wait (default: %(default)s)",
+    )
+    command.add_argument(
+        "--out-of-order", action="store_true", help="packets of a heap may overtake each other"
+    )
+    command.add_argument("--seconds", type=float, metavar="S", help="how long to receive")
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    command.set_defaults(run=_run_receive, error=command.error)
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or (colon and not host):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, [ADDRESS]:PORT or PORT")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} has no port from 1 to 65535")
+    return host, int(port)
+
+
+def _queues(text: str) -> list[int]:
+    from xdpspead import parse_range_list
+
+    queues = parse_range_list(text)
+    if not queues or min(queues) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} names no queues")
+    return queues
+
+
+def _size(text: str) -> int:
+    factor = {"k": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 0)
+    size = int(text[:-1]) * factor if factor else int(text)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of bytes")
+    return size
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not positive")
+    return number
+
+
+def _check_receive(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with a combination of options."""
+    if options.pcap is not None:
+        if options.endpoints or options.interface is not None:
+            return "--pcap reads a file: give neither endpoints nor --interface (see --filter)"
+    elif not options.endpoints:
+        return "say what to receive: one or more endpoints, or --pcap FILE"
+    elif options.filter:
+        return "--filter is for --pcap"
+    if options.interface is None:
+        if options.queues is not None or options.mode != "auto":
+            return "--queues and --mode are for AF_XDP: give --interface too"
+    elif not all(host for host, _ in options.endpoints):
+        return "AF_XDP needs the address of each endpoint: ADDRESS:PORT"
+    return None
+
+
+def _run_receive(options: argparse.Namespace) -> int:
+    wrong = _check_receive(options)
+    if wrong:
+        options.error(wrong)
+    from xdpspead import _receive
+
+    return _receive.run(
+        _receive.Plan(
+            endpoints=options.endpoints,
+            interface=options.interface,
+            pcap=options.pcap,
+            pcap_filter=options.filter,
+            queues=options.queues,
+            mode=options.mode,
+            buffer_size=options.buffer,
+            max_size=options.max_size,
+            max_heaps=options.max_heaps,
+            ring_heaps=options.ring,
+            out_of_order=options.out_of_order,
+            seconds=options.seconds,
+            as_json=options.json,
+        )
     )
 
 

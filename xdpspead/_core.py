@@ -40,6 +40,7 @@ _ADDRESS = ffi.typeof("uintptr_t")
 
 N_CORE_STATS: Final[int] = lib.XPS_N_CORE_STATS
 N_STATS: Final[int] = lib.XPS_N_STATS
+N_QUEUE_STATS: Final[int] = lib.XPS_N_QUEUE_STATS
 
 
 def _text(c_string: Any) -> str:
@@ -287,6 +288,9 @@ def heap_ranges(heap: CHeap) -> list[tuple[int, int]]:
 
 
 # ------------------------------------------------------------------ streams
+
+QueueRow: TypeAlias = tuple[str, int, bool, list[int]]
+"""Interface, queue, whether it is read, and the last `N_QUEUE_STATS` of the statistics."""
 
 
 class ZeroCopy(enum.IntEnum):
@@ -734,6 +738,7 @@ class Stream:
             _raise(-errno.ENOMEM, fail)
         self.c = ffi.gc(stream, lib.xps_stream_free)
         self.held: list[Any] = []
+        self._queue_room = 8
         #: Heaps popped by a call that a signal's handler ended with an exception.
         self.leftover: deque[CHeap] = deque()
 
@@ -792,11 +797,19 @@ class Stream:
         """Whether no more heaps will be put into the ring."""
         return bool(lib.xps_stream_stopped(self.c))
 
-    def stats(self) -> list[int]:
-        """Return a consistent snapshot of the statistics."""
+    def stats(self) -> tuple[list[int], list[QueueRow]]:
+        """Return a consistent snapshot of the statistics, and each queue's part in it."""
         stats = ffi.new("uint64_t[]", N_STATS)
-        lib.xps_stream_stats(self.c, stats)
-        return list(stats)
+        while True:
+            room = self._queue_room
+            rows = ffi.new("struct xps_queue_stats[]", room)
+            n = lib.xps_stream_queue_stats(self.c, stats, rows, room)
+            if n <= room:
+                return list(stats), [
+                    (_text(row.interface), row.queue, bool(row.read), list(row.values))
+                    for row in rows[0:n]
+                ]
+            self._queue_room = n
 
     def add_buffer_reader(self, buffer: Buffer) -> None:
         """Read packets from memory, which is held until the stream is gone."""

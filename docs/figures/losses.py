@@ -14,16 +14,17 @@ HERE = Path(__file__).parent
 #: Place, what happens there, what counts the packets that stay behind. None: nobody here does.
 PLACES = [
     ("network", "sender,\nswitches", "their own\ncounters"),
-    ("card", "receive ring", "ethtool -S"),
+    ("device", "receive ring", "ethtool -S\nrx_missed_errors\nrx_dropped …"),
+    ("program", "is it ours?", "xdp_no_socket\nxdp_bad_length …"),
     (
-        "kernel",
-        "socket buffer\nor UMEM",
-        "udp_kernel_drops\nxdp_rx_dropped\nxdp_unread_drops\nxdp_no_socket …",
+        "socket,\nreader",
+        "buffer\nor UMEM",
+        "udp_kernel_drops\nxdp_rx_dropped\nxdp_unread_drops",
     ),
-    ("decoder", "is it SPEAD?", "bad_magic\nshort_packet\nmissing_item …"),
-    ("heap", "does it fit\nits heap?", "gap, behind\nduplicate\ntoo_large …"),
-    ("window", "wait until\ncomplete", "incomplete_\nheaps_evicted\nheaps_discarded …"),
-    ("ring", "wait for\nthe user", "worker_blocked\n(no loss by itself)"),
+    ("parser", "is it SPEAD?", "bad_magic\nshort_packet …"),
+    ("window", "does it fit\nits heap?", "gap, late\nduplicate\ntoo_large …"),
+    ("heaps", "wait until\ncomplete", "incomplete_\nheaps_evicted\nheaps_discarded …"),
+    ("user", "wait in\nthe ring", "worker_blocked\n(no loss by itself)"),
 ]
 WIDTH, GAP = 1.0, 0.18
 

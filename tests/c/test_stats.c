@@ -54,6 +54,50 @@ static void test_moving_adds_or_keeps_the_larger_and_clears(void)
 	CHECK_EQ(to[XPS_STAT_MAX_BATCH], 5000);
 }
 
+static void test_queues_are_told_from_the_first_statistic_of_af_xdp_on(void)
+{
+	struct xps_queue_table *table = xps_queue_table_new("veth0", 3);
+
+	CHECK_EQ(table->n, 3);
+	for (uint32_t i = 0; i < 3; i++) {
+		CHECK(!strcmp(table->rows[i].interface, "veth0"));
+		CHECK_EQ(table->rows[i].queue, i);
+		for (int stat = 0; stat < XPS_N_QUEUE_STATS; stat++)
+			CHECK_EQ(table->rows[i].values[stat], 0);
+	}
+	CHECK_EQ(xps_queue_stat(&table->rows[1], XPS_STAT_XDP_MATCHED) - table->rows[1].values, 0);
+	CHECK_EQ(xps_queue_stat(&table->rows[1], XPS_N_STATS) - table->rows[1].values, XPS_N_QUEUE_STATS);
+	for (int i = XPS_STAT_XDP_MATCHED; i < XPS_N_STATS; i++)
+		CHECK(!strncmp(xps_stat_name(i), "xdpspead.xdp_", 13));
+	free(table);
+}
+
+static void test_queue_matters_if_it_is_read_or_something_came(void)
+{
+	struct xps_queue_stats row = { .queue = 3 };
+
+	CHECK(!xps_queue_matters(&row));
+	row.read = 1;
+	CHECK(xps_queue_matters(&row));
+	row.read = 0;
+	row.values[XPS_N_QUEUE_STATS - 1] = 1;
+	CHECK(xps_queue_matters(&row));
+}
+
+static void test_queues_are_added_to_what_is_there(void)
+{
+	uint64_t stats[XPS_N_STATS];
+	struct xps_queue_stats row = { .queue = 3 };
+
+	for (uint64_t i = 0; i < XPS_N_STATS; i++)
+		stats[i] = i;
+	for (uint64_t i = 0; i < XPS_N_QUEUE_STATS; i++)
+		row.values[i] = 100 * (i + 1);
+	xps_queue_add(stats, &row);
+	for (uint64_t i = 0; i < XPS_N_STATS; i++)
+		CHECK_EQ(stats[i], i < XPS_STAT_XDP_MATCHED ? i : i + 100 * (i - XPS_STAT_XDP_MATCHED + 1));
+}
+
 int main(void)
 {
 	test_every_statistic_has_a_name_of_its_own();
@@ -61,5 +105,8 @@ int main(void)
 	test_every_refusal_has_a_reason();
 	test_only_the_largest_batch_is_a_maximum();
 	test_moving_adds_or_keeps_the_larger_and_clears();
+	test_queues_are_told_from_the_first_statistic_of_af_xdp_on();
+	test_queue_matters_if_it_is_read_or_something_came();
+	test_queues_are_added_to_what_is_there();
 	return 0;
 }

@@ -12,7 +12,9 @@
 #include "memory.h"
 #include "packets.h"
 #include "pool.h"
+#include "stats.h"
 #include "streams.h"
+#include "transport.h"
 #include "xdpspead.h"
 
 #ifndef UDP_SEGMENT
@@ -567,6 +569,100 @@ static void *watch_stats(void *argument)
 	return NULL;
 }
 
+/* ---------------------------------------------------------------- statistics of queues */
+
+/* A reader of the queues 0 and 2 of 4 that has nothing to read, and counts one more whenever it is asked. */
+struct counter {
+	struct xps_reader reader;
+	uint64_t n;
+};
+
+static enum xps_poll counter_poll(struct xps_reader *reader)
+{
+	(void)reader;
+	return XPS_POLL_WAIT;
+}
+
+static void counter_add_stats(struct xps_reader *reader, uint64_t *stats)
+{
+	struct counter *counter = XPS_CONTAINER_OF(reader, struct counter, reader);
+
+	(void)stats;
+	counter->n++;
+	for (uint32_t i = 0; i < reader->queues->n; i += 2) {
+		reader->queues->rows[i].read = 1;
+		*xps_queue_stat(&reader->queues->rows[i], XPS_STAT_XDP_MATCHED) = counter->n * (i + 1);
+	}
+}
+
+static void counter_close(struct xps_reader *reader)
+{
+	xps_reader_settle(reader);
+	free(XPS_CONTAINER_OF(reader, struct counter, reader));
+}
+
+static void add_counter(struct xps_stream *stream)
+{
+	static const struct xps_reader_ops ops = {
+		.name = "counter", .poll = counter_poll, .close = counter_close, .add_stats = counter_add_stats
+	};
+	struct counter *counter = calloc(1, sizeof(*counter));
+
+	counter->reader.ops = &ops;
+	counter->reader.queues = xps_queue_table_new("veth7", 4);
+	CHECK_EQ(xps_reader_attach(stream, &counter->reader), 0);
+}
+
+static void check_queues(struct xps_stream *stream, uint64_t asked)
+{
+	struct xps_queue_stats queues[8];
+	uint64_t stats[XPS_N_STATS];
+
+	CHECK_EQ(xps_stream_queue_stats(stream, stats, queues, 8), 2);
+	CHECK(!strcmp(queues[1].interface, "veth7"));
+	CHECK_EQ(queues[0].queue, 0);
+	CHECK_EQ(queues[1].queue, 2);
+	CHECK_EQ(*xps_queue_stat(&queues[0], XPS_STAT_XDP_MATCHED), asked);
+	CHECK_EQ(*xps_queue_stat(&queues[1], XPS_STAT_XDP_MATCHED), 3 * asked);
+	CHECK_EQ(stats[XPS_STAT_XDP_MATCHED], 4 * asked);
+}
+
+static void test_queues_and_their_sum_are_of_one_snapshot_and_stay_after_the_end(void)
+{
+	const struct xps_stream_config config = config_of(8);
+	struct xps_pool *pool = new_pool(1);
+	struct xps_stream *stream = new_stream(pool, &config);
+
+	add_counter(stream);
+	check_queues(stream, 1);
+	check_queues(stream, 2);
+	xps_stream_stop(stream);
+	/* Asked when its end came, and once more when all was settled. */
+	check_queues(stream, 4);
+	check_queues(stream, 4);
+	xps_stream_free(stream);
+	xps_pool_free(pool);
+}
+
+static void test_queues_that_there_is_no_room_for_are_still_counted(void)
+{
+	const struct xps_stream_config config = config_of(8);
+	struct xps_pool *pool = new_pool(1);
+	struct xps_stream *stream = new_stream(pool, &config);
+	struct xps_queue_stats queues[3] = { 0 };
+	uint64_t stats[XPS_N_STATS];
+
+	CHECK_EQ(xps_stream_queue_stats(stream, stats, NULL, 0), 0);
+	add_counter(stream);
+	add_counter(stream);
+	CHECK_EQ(xps_stream_queue_stats(stream, stats, queues, 3), 4);
+	CHECK_EQ(stats[XPS_STAT_XDP_MATCHED], 8);
+	CHECK_EQ(queues[2].queue, 0);
+	CHECK_EQ(stat_of(stream, XPS_STAT_XDP_MATCHED), 16);
+	xps_stream_free(stream);
+	xps_pool_free(pool);
+}
+
 /* ---------------------------------------------------------------- UDP over loopback */
 
 struct udp {
@@ -938,6 +1034,9 @@ int main(void)
 	test_heaps_outlive_stream_allocator_and_threads();
 	test_streams_that_cannot_be_say_why();
 	test_descriptor_is_readable_while_heaps_wait_and_after_the_end();
+
+	test_queues_and_their_sum_are_of_one_snapshot_and_stay_after_the_end();
+	test_queues_that_there_is_no_room_for_are_still_counted();
 
 	test_datagrams_become_heaps();
 	test_blocked_udp_reader_goes_on_with_the_datagrams_in_its_hands();

@@ -159,7 +159,7 @@ static void test_heap_that_was_evicted_is_new_when_it_comes_again(void)
 	push_half(window, 1, 0);
 	take(window, 0, false);
 	push_half(window, 0, 1); /* the rest of a heap that is gone */
-	CHECK_EQ(window->stats[XPS_STAT_GAP], 1);
+	CHECK_EQ(window->stats[XPS_STAT_LATE], 1);
 	CHECK_EQ(window->n_out, 0);
 	push_half(window, 0, 0);
 	take(window, 1, false);
@@ -182,6 +182,78 @@ static void test_heap_that_was_completed_is_new_when_it_comes_again(void)
 	CHECK(window->out[0] != window->out[1]);
 	take(window, 5, true);
 	take(window, 5, true);
+	close_window(window);
+}
+
+/* The second half of heap `cnt` comes when it is in no slot. */
+static void check_is_late(struct xps_window *window, uint64_t cnt, bool late)
+{
+	const uint64_t before = window->stats[XPS_STAT_LATE];
+
+	push_half(window, cnt, 1);
+	CHECK_EQ(window->stats[XPS_STAT_LATE] - before, late);
+	CHECK_EQ(window->n_out, 0);
+}
+
+static void test_packets_are_late_for_max_heaps_heaps_after_the_eviction(void)
+{
+	for (uint64_t max_heaps = 1; max_heaps <= 4; max_heaps++) {
+		const struct xps_window_config config = config_of(max_heaps);
+		struct xps_window *window = open_window(&config);
+
+		for (uint64_t cnt = 0; cnt < 20; cnt++) {
+			push_half(window, cnt, 0);
+			take_all(window);
+			for (uint64_t gone = 0; gone + max_heaps <= cnt; gone++)
+				check_is_late(window, gone, cnt - gone < 2 * max_heaps);
+			check_is_late(window, cnt + 1, false); /* it never began */
+		}
+		close_window(window);
+	}
+}
+
+static void test_packets_of_a_heap_that_was_completed_are_late(void)
+{
+	const struct xps_window_config config = config_of(2);
+	struct xps_window *window = open_window(&config);
+
+	push_half(window, 5, 0);
+	push_half(window, 5, 1);
+	push_whole(window, 6);
+	take_all(window);
+	check_is_late(window, 5, true);
+	check_is_late(window, 6, true);
+	check_is_late(window, 7, false);
+	CHECK_EQ(window->stats[XPS_STAT_GAP], 1);
+	close_window(window);
+}
+
+static void test_each_substream_remembers_its_own_heaps(void)
+{
+	struct xps_window_config config = config_of(1);
+	struct xps_window *window;
+
+	config.substreams = 2;
+	window = open_window(&config);
+	push_whole(window, 10);
+	for (uint64_t cnt = 11; cnt < 31; cnt += 2)
+		push_whole(window, cnt);
+	take_all(window);
+	check_is_late(window, 10, true);
+	check_is_late(window, 11, false); /* long ago */
+	close_window(window);
+}
+
+static void test_what_is_remembered_is_bounded(void)
+{
+	const struct xps_window_config config = config_of(XPS_MAX_RECENT);
+	struct xps_window *window = open_window(&config);
+
+	for (uint64_t cnt = 0; cnt <= XPS_MAX_RECENT; cnt++)
+		push_whole(window, cnt);
+	take_all(window);
+	check_is_late(window, 0, false);
+	check_is_late(window, 1, true);
 	close_window(window);
 }
 
@@ -631,6 +703,10 @@ int main(void)
 	test_heap_is_completed_by_the_last_heap_before_its_eviction();
 	test_heap_that_was_evicted_is_new_when_it_comes_again();
 	test_heap_that_was_completed_is_new_when_it_comes_again();
+	test_packets_are_late_for_max_heaps_heaps_after_the_eviction();
+	test_packets_of_a_heap_that_was_completed_are_late();
+	test_each_substream_remembers_its_own_heaps();
+	test_what_is_remembered_is_bounded();
 	test_out_of_order_any_packet_opens_a_heap();
 	test_substreams_do_not_evict_each_other();
 	test_heap_of_one_packet_is_not_mixed_with_another_of_its_name();

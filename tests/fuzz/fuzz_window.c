@@ -43,6 +43,8 @@ struct model {
 	struct xps_window_config config;
 	struct model_heap *slots[MAX_SUBSTREAMS][MAX_HEAPS];
 	unsigned heads[MAX_SUBSTREAMS];
+	uint64_t began[MAX_SUBSTREAMS][2 * MAX_HEAPS]; /* the last ones first */
+	unsigned n_began[MAX_SUBSTREAMS];
 	struct model_heap *out, **out_tail;
 	bool ended;
 	uint64_t stats[XPS_N_STATS];
@@ -160,6 +162,27 @@ static void model_finish(struct model *model, struct model_heap **slot)
 		model_emit(model, heap);
 }
 
+static void model_remember(struct model *model, uint64_t cnt)
+{
+	const uint64_t substream = cnt % model->config.substreams;
+	uint64_t *began = model->began[substream];
+
+	memmove(began + 1, began, (2 * MAX_HEAPS - 1) * sizeof(*began));
+	began[0] = cnt;
+	if (model->n_began[substream] < 2 * model->config.max_heaps)
+		model->n_began[substream]++;
+}
+
+static bool model_began(const struct model *model, uint64_t cnt)
+{
+	const uint64_t substream = cnt % model->config.substreams;
+
+	for (unsigned i = 0; i < model->n_began[substream]; i++)
+		if (model->began[substream][i] == cnt)
+			return true;
+	return false;
+}
+
 static void model_open(struct model *model, const struct slow_packet *packet, const uint8_t *payload)
 {
 	const uint64_t substream = packet->cnt % model->config.substreams;
@@ -171,6 +194,7 @@ static void model_open(struct model *model, const struct slow_packet *packet, co
 		model_emit(model, *slot);
 	}
 	*slot = calloc(1, sizeof(**slot));
+	model_remember(model, packet->cnt);
 	(*slot)->cnt = packet->cnt;
 	(*slot)->bits = packet->bits;
 	(*slot)->length = -1;
@@ -209,7 +233,7 @@ static void model_packet(struct model *model, const struct slow_packet *packet, 
 		if (model_add(model, *slot, packet, payload))
 			model_finish(model, slot);
 	} else if (packet->offset && !model->config.rules.allow_out_of_order) {
-		model->stats[XPS_STAT_GAP]++;
+		model->stats[model_began(model, packet->cnt) ? XPS_STAT_LATE : XPS_STAT_GAP]++;
 	} else {
 		model_open(model, packet, payload);
 	}

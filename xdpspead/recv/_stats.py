@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, Self, SupportsIndex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Final, Self, SupportsIndex, TypeAlias
 
 from .. import _core
+from .._device import DeviceStats
 
 
 class StreamStatConfig:
@@ -69,6 +71,85 @@ CORE_STATS: Final = _from_core(range(_core.N_CORE_STATS))
 EXTRA_STATS: Final = _from_core(range(_core.N_CORE_STATS, _core.N_STATS))
 
 
+@dataclass(frozen=True)
+class QueueStats:
+    """What one receive queue has in a stream's statistics ``xdpspead.xdp_…``, which are the sums.
+
+    Attributes
+    ----------
+    interface : str
+        Network interface.
+    queue : int
+        Its receive queue.
+    read : bool
+        Whether the stream reads it. If not, packets to its endpoints came there all the same.
+    matched, redirected, no_socket, … : int
+        The statistics of the same name.
+    """
+
+    interface: str
+    queue: int
+    read: bool
+    matched: int = 0
+    redirected: int = 0
+    no_socket: int = 0
+    bad_length: int = 0
+    fragments: int = 0
+    extension_headers: int = 0
+    other_source: int = 0
+    bad_frame: int = 0
+    unread_drops: int = 0
+    rx_dropped: int = 0
+    rx_invalid: int = 0
+    rx_ring_full: int = 0
+    fill_ring_empty: int = 0
+
+    def __add__(self, other: QueueStats) -> QueueStats:
+        _, _, read, *mine = astuple(self)
+        _, _, also, *others = astuple(other)
+        sums = (a + b for a, b in zip(mine, others, strict=True))
+        return QueueStats(self.interface, self.queue, read or also, *sums)
+
+
+_XDP_PREFIX: Final = "xdpspead.xdp_"
+#: The fields of `QueueStats` behind the first three, in the core's order.
+QUEUE_STATS: Final = tuple(
+    name.removeprefix(_XDP_PREFIX) for name in _core.STAT_NAMES[-_core.N_QUEUE_STATS :]
+)
+
+
+def queue_stats(rows: Iterable[_core.QueueRow]) -> tuple[QueueStats, ...]:
+    """Return what the core tells of queues; what several readers of a queue have is added up."""
+    return _by_queue(
+        QueueStats(interface, queue, read, **dict(zip(QUEUE_STATS, values, strict=True)))
+        for interface, queue, read, values in rows
+    )
+
+
+def _by_queue(parts: Iterable[QueueStats]) -> tuple[QueueStats, ...]:
+    found: dict[tuple[str, int], QueueStats] = {}
+    for part in parts:
+        key = part.interface, part.queue
+        found[key] = found[key] + part if key in found else part
+    return tuple(found[key] for key in sorted(found))
+
+
+#: The parts of queues, or what makes them.
+Queues: TypeAlias = tuple[QueueStats, ...] | Callable[[], tuple[QueueStats, ...]]
+#: Network interfaces, or what asks for them.
+Devices: TypeAlias = tuple[DeviceStats, ...] | Callable[[], tuple[DeviceStats, ...]]
+
+
+def _latest(devices: Iterable[DeviceStats]) -> tuple[DeviceStats, ...]:
+    """Return one for each interface: what an interface lost is the same for all who read it."""
+    found: dict[str, DeviceStats] = {}
+    for device in devices:
+        other = found.setdefault(device.interface, device)
+        if sum(device.link.values()) > sum(other.link.values()):
+            found[device.interface] = device
+    return tuple(found[name] for name in sorted(found))
+
+
 def _value(value: int) -> int:
     number = operator.index(value)
     if not 0 <= number < 1 << 64:
@@ -95,12 +176,44 @@ class StreamStats:
     search_dist: int
     worker_blocked: int
 
-    __slots__ = ("_config", "_index", "_values")
+    __slots__ = ("_config", "_devices", "_index", "_queues", "_values")
 
-    def __init__(self, config: Sequence[StreamStatConfig], values: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: Sequence[StreamStatConfig],
+        values: Sequence[int],
+        queues: Queues = (),
+        devices: Devices = (),
+    ) -> None:
         self._config = config
         self._values = list(values)
         self._index = {stat.name: i for i, stat in enumerate(config)}
+        self._queues = queues
+        self._devices = devices
+
+    @property
+    def queues(self) -> tuple[QueueStats, ...]:
+        """The part that each receive queue has in the statistics of AF_XDP readers.
+
+        By interface and queue: those that the stream reads, and those on which packets to it came.
+        Readers that have ended are in it.
+        """
+        if callable(self._queues):
+            self._queues = self._queues()
+        return self._queues
+
+    @property
+    def devices(self) -> tuple[DeviceStats, ...]:
+        """What the network interfaces of AF_XDP readers lost since these began.
+
+        They are asked when this is first read, because that takes longer than all the rest.
+        """
+        if callable(self._devices):
+            self._devices = self._devices()
+        return self._devices
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StreamStats, (self._config, self._values, self.queues, self.devices)
 
     @property
     def config(self) -> list[StreamStatConfig]:
@@ -133,7 +246,7 @@ class StreamStats:
         return self._values[self._index[name]] if name in self else default
 
     def __copy__(self) -> StreamStats:
-        return StreamStats(self._config, self._values)
+        return StreamStats(self._config, self._values, self._queues, self._devices)
 
     def items(self) -> Iterator[tuple[str, int]]:
         """Iterate over names and values."""
@@ -163,12 +276,19 @@ class StreamStats:
     def __add__(self, other: StreamStats) -> StreamStats:
         if not isinstance(other, StreamStats):
             return NotImplemented
-        return StreamStats(self._config, self._combined(other))
+        return StreamStats(
+            self._config,
+            self._combined(other),
+            _by_queue([*self.queues, *other.queues]),
+            _latest([*self.devices, *other.devices]),
+        )
 
     def __iadd__(self, other: StreamStats) -> Self:
         if not isinstance(other, StreamStats):
             return NotImplemented
         self._values = self._combined(other)
+        self._queues = _by_queue([*self.queues, *other.queues])
+        self._devices = _latest([*self.devices, *other.devices])
         return self
 
     def __repr__(self) -> str:

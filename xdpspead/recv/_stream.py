@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket as socket_module
 import threading
@@ -19,8 +20,9 @@ from .._threads import ThreadPool
 from . import _pcap, _tcp, _udp, _xdp
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap, make_heap
+from ._ledger import Ledger, make_ledger
 from ._reader import Begin, ReaderInfo
-from ._stats import EXTRA_STATS, StreamStats
+from ._stats import EXTRA_STATS, StreamStats, queue_stats
 from ._xdp_config import UdpXdpConfig
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ class _Stream:
             threads.
         """
         begin = _xdp.prepare(config, self._xdp_owner)
-        weakref.finalize(self, self._xdp_owner.settings.close)
+        weakref.finalize(self, self._xdp_owner.close)
         self._add(begin)
 
     @overload
@@ -387,7 +389,8 @@ class _Stream:
         """
         self._pending.clear()
         self._core.stop()
-        self._xdp_owner.settings.close()
+        self._xdp_owner.devices.read()
+        self._xdp_owner.close()
         if any(reader.transport == "udp_xdp" for reader in self._readers):
             _xdp.release_ports()
 
@@ -408,9 +411,20 @@ class _Stream:
     @property
     def stats(self) -> StreamStats:
         """A consistent snapshot of the statistics."""
-        values = self._core.stats()
+        values, rows = self._core.stats()
         values[_core.N_CORE_STATS : _core.N_CORE_STATS] = [0] * self._n_custom_stats
-        return StreamStats(self._stat_config, values)
+        queues = functools.partial(queue_stats, rows)
+        return StreamStats(self._stat_config, values, queues, self._xdp_owner.devices.read)
+
+    def ledger(self) -> Ledger:
+        """Tell what became of every packet: which stage lost how many, why, and what helps.
+
+        Printed it is a table. Its sums are exact once the stream has stopped; before, some packets
+        are on their way.
+        """
+        return make_ledger(
+            self.stats, self._readers, stopped=self._core.stopped, waiting=self.ringbuffer.size()
+        )
 
     @property
     def ringbuffer(self) -> _Ringbuffer:

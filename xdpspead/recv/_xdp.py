@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .. import _core
+from .._device import Devices
 from .._errors import TransportError, XdpError
 from .._guard import Guard
 from .._log import LOGGER
@@ -109,11 +110,19 @@ class Owner:
         Its number, if the user gave it one.
     settings : contextlib.ExitStack
         What its readers have changed about interfaces, to be closed when it has stopped.
+    devices : Devices
+        The interfaces, and what they have lost.
     """
 
     n_threads: int
     stream_id: int = 0
     settings: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    devices: Devices = field(default_factory=Devices)
+
+    def close(self) -> None:
+        """Put the settings back, and ask the interfaces no more: the stream has stopped."""
+        self.settings.close()
+        self.devices.close()
 
 
 def prepare(config: UdpXdpConfig, owner: Owner) -> Begin:
@@ -213,7 +222,8 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         interface = find_interface(config, [endpoint.address for endpoint in endpoints])
         queues = choose_queues(config, interface)
         joined = join_groups(endpoints, interface.index, interface.name, groups)
-        with _lock:
+        counted = owner.devices.adding(interface.namespace, interface.index, interface.name)
+        with _lock, counted:
             port = _open_port(config, interface)
             # After the program: drivers that reset themselves for it may forget their rules.
             steer = _steer(config, interface, endpoints, queues, settings)
@@ -233,7 +243,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         if obtained is not None:
             owner.settings.push(settings.pop_all())
             if stream.stopped:  # meanwhile, and maybe before it could see them
-                owner.settings.close()
+                owner.close()
     except XdpError:
         raise
     except OSError as error:

@@ -1,0 +1,261 @@
+"""What network devices count: packets that they received and that no program or socket ever saw.
+
+The numbers are those of the whole interface, whoever the packets were for.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+_TIMEOUT_S: Final = 1.0
+#: No answer: there is no such interface, or no socket any more.
+_ERRORS: Final = (OSError, ValueError)
+
+_RTM_GETSTATS: Final = 94
+_RTM_NEWSTATS: Final = 92
+_NLM_F_REQUEST: Final = 1
+_LINK_64: Final = 1  # IFLA_STATS_LINK_64
+_MESSAGE: Final = struct.Struct("=IHHII")  # struct nlmsghdr
+_STATS: Final = struct.Struct("=BxHII")  # struct if_stats_msg
+_ATTRIBUTE: Final = struct.Struct("=HH")
+
+#: Those of ``struct rtnl_link_stats64`` that count packets lost on their way in, and their places.
+#: The kernel's ``rx_errors`` is left out: it is the sum of others.
+LINK_LOSSES: Final[Mapping[str, int]] = {
+    "rx_dropped": 6,
+    "rx_length_errors": 10,
+    "rx_over_errors": 11,
+    "rx_crc_errors": 12,
+    "rx_frame_errors": 13,
+    "rx_fifo_errors": 14,
+    "rx_missed_errors": 15,
+}
+
+_SIOCGIFNAME: Final = 0x8910
+_SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_GDRVINFO: Final = 0x03
+_ETHTOOL_GSTRINGS: Final = 0x1B
+_ETHTOOL_GSTATS: Final = 0x1D
+_ETHTOOL_GSSET_INFO: Final = 0x37
+_ETH_SS_STATS: Final = 1
+_STRING: Final = 32
+
+#: Names in ``ethtool -S`` of what a device or its driver lost for want of memory, descriptors or
+#: time, by the drivers that have them. Some count each queue, and the sum of all besides.
+DRIVER_LOSSES: Final[tuple[tuple[str, str], ...]] = (
+    ("bnxt_en", r"rx_total_discard_pkts|rx_total_buf_errors|\[\d+\]: rx_discards"),
+    ("ena", r"rx_drops|rx_overruns|queue_\d+_rx_page_alloc_fail|(bw_in|pps)_allowance_exceeded"),
+    ("gve", r"rx_no_buffers_posted|rx_(skb|buf)_alloc_fail(\[\d+\])?"),
+    ("i40e, ice", r"rx_dropped(\.nic)?|port\.rx_(discards|dropped)|rx_(pg_)?alloc_fail"),
+    ("igb, igc, e1000e", r"rx_missed_errors|rx_no_buffer_count|rx_queue_\d+_(drops|alloc_failed)"),
+    ("ixgbe", r"rx_no_dma_resources|alloc_rx_(page|buff)_failed"),
+    ("mlx5_core", r"rx_out_of_buffer|rx_discards_phy|rx_oversize_pkts_buffer"),
+    ("mlx5_core", r"rx\d*_(xsk_)?buff_alloc_err"),
+    ("qede", r"no_buff_discards"),
+    ("sfc", r"port_rx_nodesc_drops|port_rx_overflow|rx_nodesc_trunc"),
+    ("stmmac", r"mmc_rx_fifo_overflow|rx_(missed|overflow)_cntr"),
+    ("tg3", r"rx_discards|rxbds_empty"),
+    ("veth", r"rx_queue_\d+_drops"),
+    ("virtio_net", r"rx(_queue_)?\d+_drops|rx\d*_hw_drops"),
+)
+_DRIVER_LOSS: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in DRIVER_LOSSES))
+
+
+@dataclass(frozen=True)
+class DeviceStats:
+    """What one network interface lost since a stream began to read it.
+
+    Not only this stream's packets are in it, but those of all who use the interface.
+
+    Attributes
+    ----------
+    interface : str
+        Its name.
+    driver : str
+        Its driver, empty if it does not say.
+    link : dict of str to int
+        The losses that the kernel counts for every interface, as ``ip -s -s link`` shows them.
+    ethtool : dict of str to int
+        The counters of losses that the driver has, as ``ethtool -S`` shows them. They may count
+        the same packets again, for each queue or under the name that the manufacturer gives it.
+    """
+
+    interface: str
+    driver: str
+    link: dict[str, int]
+    ethtool: dict[str, int]
+
+
+class Device:
+    """The loss counters of one interface from now on, in the calling thread's network namespace.
+
+    Parameters
+    ----------
+    index : int
+        Number of the interface.
+    name : str
+        Its name.
+    """
+
+    def __init__(self, index: int, name: str) -> None:
+        self._index = index
+        self._process = os.getpid()
+        # It stays in the namespace, wherever the thread goes that asks later.
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.settimeout(_TIMEOUT_S)
+        self._lock = threading.RLock()  # re-entrant for the sake of signals' handlers
+        self._serial = itertools.count(1)
+        self._places: dict[str, int] | None = None
+        self._n_counters = 0
+        self._link = self._ask_link()
+        self._ethtool = self._ask_ethtool()
+        link, ethtool = dict.fromkeys(self._link, 0), dict.fromkeys(self._ethtool, 0)
+        self._last = DeviceStats(name, self._ask_driver(), link, ethtool)
+
+    def read(self) -> DeviceStats:
+        """Return what was counted since the beginning; the last known of one that has gone."""
+        if os.getpid() != self._process:  # a forked child must not take its parent's answers
+            return self._last
+        with self._lock:
+            link = _since(self._link, self._ask_link(), self._last.link)
+            ethtool = _since(self._ethtool, self._ask_ethtool(), self._last.ethtool)
+            self._last = replace(self._last, link=link, ethtool=ethtool)
+            return self._last
+
+    def close(self) -> None:
+        """Ask no more: what is known now is the last."""
+        with self._lock:
+            self._socket.close()
+
+    # ---------------------------------------------------------- netlink
+
+    def _ask_link(self) -> dict[str, int]:
+        serial = next(self._serial)
+        body = _STATS.pack(socket.AF_UNSPEC, 0, self._index, 1 << (_LINK_64 - 1))
+        head = _MESSAGE.pack(_MESSAGE.size + len(body), _RTM_GETSTATS, _NLM_F_REQUEST, serial, 0)
+        try:
+            self._socket.send(head + body)
+            while True:
+                answer = self._socket.recv(65536)
+                _, kind, _, number, _ = _MESSAGE.unpack_from(answer)
+                if number == serial:
+                    return _link_losses(answer) if kind == _RTM_NEWSTATS else {}
+        except _ERRORS:
+            return {}
+
+    # ---------------------------------------------------------- ethtool
+
+    def _ioctl(self, number: int, request: bytes) -> bytes:
+        return fcntl.ioctl(self._socket, number, request)
+
+    def _command(self, command: bytes, room: int) -> bytes:
+        """Return what the kernel makes of an ethtool command with room for its answer."""
+        name = self._ioctl(_SIOCGIFNAME, struct.pack("16si20x", b"", self._index))[:16]
+        buffer = array.array("B", command.ljust(room, b"\0"))
+        self._ioctl(_SIOCETHTOOL, name + struct.pack("P16x", buffer.buffer_info()[0]))
+        return buffer.tobytes()
+
+    def _ask_driver(self) -> str:
+        try:
+            answer = self._command(struct.pack("=I", _ETHTOOL_GDRVINFO), 196)
+        except _ERRORS:
+            return ""
+        return answer[4:36].partition(b"\0")[0].decode("utf-8", "replace")
+
+    def _ask_places(self) -> dict[str, int]:
+        """Return the places of the counters that matter, by name."""
+        ask = struct.pack("=IIQI", _ETHTOOL_GSSET_INFO, 0, 1 << _ETH_SS_STATS, 0)
+        answer = self._command(ask, 20)
+        _, _, mask, n = struct.unpack_from("=IIQI", answer)
+        if not mask:
+            return {}
+        self._n_counters = n
+        ask = struct.pack("=III", _ETHTOOL_GSTRINGS, _ETH_SS_STATS, n)
+        text = self._command(ask, 12 + n * _STRING)[12:]
+        names = [
+            text[i * _STRING : (i + 1) * _STRING].partition(b"\0")[0].decode("utf-8", "replace")
+            for i in range(n)
+        ]
+        return {name: i for i, name in enumerate(names) if _DRIVER_LOSS.fullmatch(name)}
+
+    def _ask_ethtool(self) -> dict[str, int]:
+        try:
+            if self._places is None:
+                self._places = self._ask_places()
+            if not self._places:
+                return {}
+            ask = struct.pack("=II", _ETHTOOL_GSTATS, self._n_counters)
+            values = self._command(ask, 8 + self._n_counters * 8)
+        except _ERRORS:
+            return {}
+        (n,) = struct.unpack_from("=I", values, 4)
+        counters = struct.unpack_from(f"={n}Q", values, 8)
+        return {name: counters[i] for name, i in self._places.items() if i < n}
+
+
+class Devices:
+    """The interfaces of a stream."""
+
+    def __init__(self) -> None:
+        self._devices: dict[tuple[int, int], Device] = {}
+
+    @contextlib.contextmanager
+    def adding(self, namespace: int, index: int, name: str) -> Iterator[None]:
+        """Count what an interface loses from now on, unless the body fails.
+
+        It is one of the calling thread's network namespace.
+        """
+        key = namespace, index
+        if key in self._devices:
+            yield
+            return
+        self._devices[key] = Device(index, name)
+        try:
+            yield
+        except BaseException:
+            self._devices.pop(key).close()
+            raise
+
+    def read(self) -> tuple[DeviceStats, ...]:
+        """Return what each lost since it was added."""
+        return tuple(device.read() for device in list(self._devices.values()))
+
+    def close(self) -> None:
+        """Ask them no more."""
+        for device in list(self._devices.values()):
+            device.close()
+
+
+def _link_losses(answer: bytes) -> dict[str, int]:
+    """Return the losses in an RTM_NEWSTATS message."""
+    at = _MESSAGE.size + _STATS.size
+    while at + _ATTRIBUTE.size <= len(answer):
+        length, kind = _ATTRIBUTE.unpack_from(answer, at)
+        if length < _ATTRIBUTE.size:
+            break
+        if kind == _LINK_64:
+            n = (length - _ATTRIBUTE.size) // 8
+            values = struct.unpack_from(f"={n}Q", answer, at + _ATTRIBUTE.size)
+            return {name: values[i] for name, i in LINK_LOSSES.items() if i < n}
+        at += (length + 3) & ~3
+    return {}
+
+
+def _since(
+    base: Mapping[str, int], now: Mapping[str, int], last: Mapping[str, int]
+) -> dict[str, int]:
+    # A device that is reset begins at zero again; what it had lost stays.
+    return {name: max(now.get(name, 0) - value, last.get(name, 0)) for name, value in base.items()}
