@@ -207,7 +207,8 @@ def open_reader(
             joined.push(groups.pop_all())
             if stream.stopped:  # meanwhile, and maybe before it could see the sockets
                 joined.close()
-                devices.close()
+        if stream.stopped:
+            devices.close()
     except XdpError:
         raise
     except OSError as error:
