@@ -242,8 +242,8 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
             )
         if obtained is not None:
             owner.settings.push(settings.pop_all())
-            if stream.stopped:  # meanwhile, and maybe before it could see them
-                owner.close()
+        if stream.stopped:  # meanwhile, and maybe before it could see them
+            owner.close()
     except XdpError:
         raise
     except OSError as error:
