@@ -144,13 +144,18 @@ def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
         try:
             info = open_reader(stream, config, joined)
         except XdpError as error:
-            if not config.fallback:
+            if not config.fallback or takes_from_us(error):
                 raise
             LOGGER.warning("%s; reading ordinary UDP sockets instead", error)
             return [_read_fallback(stream, config, *endpoint) for endpoint in config.endpoints]
         return [] if info is None else [info]
 
     return begin
+
+
+def takes_from_us(error: XdpError) -> bool:
+    """Whether another reader has an endpoint: its packets would never come to a socket instead."""
+    return error.errno == errno.EADDRINUSE
 
 
 def _read_fallback(stream: _core.Stream, config: UdpXdpConfig, host: str, port: int) -> ReaderInfo:

@@ -43,7 +43,8 @@ class UdpXdpConfig(Config):
         How often an empty ring is looked at before the worker sleeps. More is quicker and costs CPU
         time.
     fallback : bool
-        Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had.
+        Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had. Not where
+        another reader of this process has the endpoint: no packet would come to the socket.
     """
 
     DEFAULT_BUFFER_SIZE: ClassVar[int] = 32 * 1024 * 1024
