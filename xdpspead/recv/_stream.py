@@ -17,7 +17,7 @@ from .._errors import Empty, NotContiguousError, Stopped
 from .._inproc import InprocQueue
 from .._log import core_log
 from .._threads import ThreadPool
-from . import _pcap, _tcp, _udp, _xdp
+from . import _pcap, _switch, _tcp, _udp, _xdp
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap, make_heap
 from ._reader import Begin, ReaderInfo
@@ -200,6 +200,9 @@ class _Stream:
         A group that is joined on a certain interface is received from that one alone, even if other
         programs have joined it on another.
 
+        With ``XDPSPEAD_INTERFACE=eth1`` in the environment all forms but that with a socket receive
+        what comes through that interface by AF_XDP; see the page on transports.
+
         Parameters
         ----------
         max_size : int
@@ -212,13 +215,17 @@ class _Stream:
         ------
         TransportError
             If the address cannot be resolved, bound or joined.
+        XdpError
+            If ``XDPSPEAD_INTERFACE`` names no interface, or another reader has the endpoint there.
         ValueError
             If `multicast_group` is of the wrong family, or neither a group nor the address of the
             interface.
         TypeError
             If the arguments fit no form.
         """
-        self._add(_udp.prepare(args, kwargs))
+        begin = _switch.prepare(_udp.prepare(args, kwargs), self._joined)
+        weakref.finalize(self, self._joined.close)
+        self._add(begin)
 
     def add_udp_xdp_reader(self, config: UdpXdpConfig) -> None:
         """Receive UDP datagrams through AF_XDP, past the kernel's network stack.
