@@ -7,10 +7,14 @@
  * the views and gives the frames back. If the stream takes fewer, the batch stays in hand (`current`, `views`) until
  * poll() is called again.
  *
+ * With busy polling poll() calls the driver when the rings are empty, looks again, and never lets the worker sleep. A
+ * queue whose driver cannot be called so is looked at as often; if none can, the worker sleeps on the descriptors.
+ *
  * While the stream is blocked, poll_blocked() moves what arrives out of the rings, so that the reader keeps to its share
  * of the frames of a queue that others read too.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -36,6 +40,7 @@ struct xdp_reader {
 	uint32_t turn;  /* socket to begin with */
 	uint32_t looks; /* at empty rings, in a row */
 	bool slept;     /* the last poll() ended in XPS_POLL_WAIT */
+	bool told_no_napi;
 
 	/* the batch in hand */
 	struct xps_xdp_socket *current;
@@ -47,6 +52,7 @@ struct xdp_reader {
 	int kick_fd; /* readable: a reader has joined one of our queues */
 	atomic_bool kicked;
 	_Atomic uint64_t unread_drops;
+	_Atomic uint64_t busy_polls; /* the worker writes */
 
 	bool attached;
 	uint64_t reported[XPS_N_STATS]; /* by the last add_stats() */
@@ -150,6 +156,47 @@ static void absorb(struct xdp_reader *r, struct xps_xdp_socket *s)
 		atomic_fetch_add_explicit(&r->unread_drops, dropped, memory_order_relaxed);
 }
 
+/* Say once that busy polling is not to be had for a queue. */
+static void tell_no_napi(struct xdp_reader *r, const struct xps_xdp_socket *s)
+{
+	char text[250];
+
+	if (r->told_no_napi)
+		return;
+	r->told_no_napi = true;
+	snprintf(
+		text, sizeof(text),
+		"%s: no busy polling of queue %u in %s mode, because kernel and driver do not tell its NAPI id; it waits for "
+		"interrupts, as without busy_poll",
+		r->port->name, s->queue->index, r->port->program.mode == XPS_XDP_NATIVE ? "native" : "generic");
+	xps_stream_warn(r->reader.stream, text);
+}
+
+static void learn_napi(struct xdp_reader *r, struct xps_xdp_socket *s)
+{
+	xps_xdp_socket_learn_napi(s);
+	if (s->napi == XPS_NAPI_LEFT_ALONE)
+		tell_no_napi(r, s);
+}
+
+/* Call the drivers that can be called. False if there is none, or the interface is down: then the worker may sleep. */
+static bool busy_poll(struct xdp_reader *r)
+{
+	uint64_t n = 0;
+	bool up = true;
+
+	for (uint32_t i = 0; i < r->n_sockets; i++) {
+		if (r->sockets[i].napi != XPS_NAPI_CALLED)
+			continue;
+		up = xps_xdp_socket_call_napi(&r->sockets[i]) && up;
+		n++;
+	}
+	if (n)
+		atomic_store_explicit(&r->busy_polls, atomic_load_explicit(&r->busy_polls, memory_order_relaxed) + n,
+				      memory_order_relaxed);
+	return n && up;
+}
+
 enum outcome { EMPTY, DONE, BLOCKED };
 
 static enum outcome poll_socket(struct xdp_reader *r, struct xps_xdp_socket *s)
@@ -158,6 +205,8 @@ static enum outcome poll_socket(struct xdp_reader *r, struct xps_xdp_socket *s)
 		absorb(r, s);
 	if (!xps_xdp_socket_take(s) && !s->n_overlong)
 		return EMPTY;
+	if (unlikely(s->napi == XPS_NAPI_UNKNOWN))
+		learn_napi(r, s);
 	xps_batch_begin(&r->reader);
 	make_views(r, s);
 	r->current = s;
@@ -211,12 +260,9 @@ static void clear_kick(struct xdp_reader *r)
 		return;
 }
 
-/* All rings are empty. */
+/* All rings are empty, and no driver can be called. */
 static enum xps_poll rest(struct xdp_reader *r)
 {
-	if (r->slept)
-		clear_errors(r);
-	r->slept = false;
 	if (r->looks < r->max_poll) {
 		r->looks++;
 		return XPS_POLL_AGAIN;
@@ -238,7 +284,12 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 	for (int i = 0; i < ROUNDS && !xps_stream_ended(reader->stream); i++) {
 		switch (poll_round(r)) {
 		case EMPTY:
-			return rest(r);
+			if (r->slept)
+				clear_errors(r);
+			r->slept = false;
+			if (!busy_poll(r))
+				return rest(r);
+			break;
 		case BLOCKED:
 			return r->current ? XPS_POLL_BLOCKED : XPS_POLL_END;
 		case DONE:
@@ -272,6 +323,7 @@ static void collect_stats(struct xdp_reader *r, uint64_t *stats)
 	stats[XPS_STAT_XDP_BAD_LENGTH] = c.bad_length;
 	stats[XPS_STAT_XDP_FRAGMENTS] = c.fragments;
 	stats[XPS_STAT_XDP_UNREAD_DROPS] = atomic_load_explicit(&r->unread_drops, memory_order_relaxed);
+	stats[XPS_STAT_XDP_BUSY_POLLS] = atomic_load_explicit(&r->busy_polls, memory_order_relaxed);
 	for (uint32_t i = 0; i < r->n_sockets; i++) {
 		struct xdp_statistics s;
 
@@ -371,6 +423,8 @@ static int check_config(const struct xps_xdp_reader_config *config, struct xps_f
 		return xps_fail_set(fail, EINVAL, step, "max_size must be positive.");
 	if (!config->buffer_size)
 		return xps_fail_set(fail, EINVAL, step, "buffer_size must be positive.");
+	if (config->busy_poll_budget < 0 || config->busy_poll_budget > UINT16_MAX)
+		return xps_fail_set(fail, EINVAL, step, "busy_poll_budget must be from 1 to 65535.");
 	for (uint32_t i = 0; i < config->n_queues; i++)
 		for (uint32_t j = 0; j < i; j++)
 			if (config->queues[i] == config->queues[j])
@@ -405,7 +459,25 @@ static struct xdp_reader *reader_alloc(struct xps_stream *stream, struct xps_xdp
 	r->slot = r->kick_fd = -1;
 	atomic_init(&r->kicked, false);
 	atomic_init(&r->unread_drops, 0);
+	atomic_init(&r->busy_polls, 0);
 	return r;
+}
+
+static int prepare_busy_poll(struct xdp_reader *r, struct xps_xdp_socket *s, int budget, struct xps_fail *fail)
+{
+	int err;
+
+	if (!budget)
+		return 0;
+	err = xps_xdp_socket_busy_poll(s, budget, fail);
+	if (err)
+		return err;
+	/* Packets of generic mode do not bring it. */
+	if (s->napi == XPS_NAPI_UNKNOWN && r->port->program.mode == XPS_XDP_GENERIC)
+		s->napi = XPS_NAPI_LEFT_ALONE;
+	if (s->napi == XPS_NAPI_LEFT_ALONE)
+		tell_no_napi(r, s);
+	return 0;
 }
 
 static int open_sockets(struct xdp_reader *r, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
@@ -424,6 +496,9 @@ static int open_sockets(struct xdp_reader *r, const struct xps_xdp_reader_config
 			return err;
 		r->n_sockets++;
 		r->reader.watches[r->reader.n_watches++].watch.fd = s->fd;
+		err = prepare_busy_poll(r, s, config->busy_poll_budget, fail);
+		if (err)
+			return err;
 		err = xps_xdp_port_set_socket(r->port, r->slot, config->queues[i], s->fd, fail);
 		if (err)
 			return err;
@@ -455,6 +530,7 @@ static void tell(const struct xdp_reader *r, struct xps_xdp_obtained *obtained)
 		.mode = r->port->program.mode,
 		.zero_copy = true,
 		.multi_buffer = true,
+		.napi_ids = obtained->napi_ids,
 	};
 	for (uint32_t i = 0; i < r->n_sockets; i++) {
 		const struct xps_xdp_socket *s = &r->sockets[i];
@@ -463,6 +539,12 @@ static void tell(const struct xdp_reader *r, struct xps_xdp_obtained *obtained)
 		obtained->multi_buffer = obtained->multi_buffer && s->queue->multi_buffer;
 		obtained->frame_size = s->queue->frame_size;
 		obtained->memory += s->queue->memory + s->rx.map_size;
+		if (s->napi == XPS_NAPI_CALLED)
+			obtained->busy_poll = XPS_XDP_BUSY_POLLS;
+		else if (s->napi == XPS_NAPI_UNKNOWN && obtained->busy_poll == XPS_XDP_SLEEPS)
+			obtained->busy_poll = XPS_XDP_MAY_BUSY_POLL;
+		if (obtained->napi_ids)
+			obtained->napi_ids[i] = xps_xdp_socket_napi_id(s);
 	}
 }
 

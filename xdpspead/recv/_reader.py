@@ -34,6 +34,9 @@ class ReaderInfo:
         Whether the device writes into the reader's memory itself.
     memory : int
         Bytes of packet buffers.
+    busy_poll : bool or None
+        Whether an AF_XDP reader polls its device. None if that will not be known until a packet has
+        come, as on kernels before 6.13; the statistic ``xdpspead.xdp_busy_polls`` then tells.
     """
 
     transport: str
@@ -43,6 +46,7 @@ class ReaderInfo:
     mode: str | None = None
     zero_copy: bool = False
     memory: int = 0
+    busy_poll: bool | None = False
 
 
 #: Begins to read, and says which readers there are now.

@@ -22,6 +22,7 @@ from .._errors import TransportError, XdpError
 from .._log import LOGGER
 from . import _sockets, _udp
 from ._interface import Interface, choose_queues, find_interface
+from ._napi import defer_interrupts
 from ._reader import Begin, ReaderInfo
 from ._xdp_config import UdpXdpConfig
 
@@ -204,8 +205,11 @@ def open_reader(
                 config.max_size,
                 config.zero_copy,
                 config.max_poll,
+                config.busy_poll_budget if config.busy_poll else 0,
             )
         if obtained is not None:
+            if obtained.busy_poll is not False:
+                groups.callback(defer_interrupts(interface, obtained.napi_ids))
             joined.push(groups.pop_all())
             if stream.stopped:  # meanwhile, and maybe before it could see the sockets
                 joined.close()
@@ -227,4 +231,5 @@ def open_reader(
         mode="native" if obtained.native else "generic",
         zero_copy=obtained.zero_copy,
         memory=obtained.memory,
+        busy_poll=obtained.busy_poll,
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from .._addresses import endpoint_pair
-from .._arguments import Config, count
+from .._arguments import Config, count, flag
 
 _MODES: Final = ("auto", "native", "generic")
 
@@ -42,6 +42,11 @@ class UdpXdpConfig(Config):
     max_poll : int
         How often an empty ring is looked at before the worker sleeps. More is quicker and costs CPU
         time.
+    busy_poll : bool
+        Whether the worker calls the device's driver itself, all the time, instead of sleeping until
+        an interrupt does. It uses up a core. Interrupts of the queues are deferred meanwhile.
+    busy_poll_budget : int
+        Packets that the driver may handle in one such call, 1 to 65535.
     fallback : bool
         Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had. Not where
         another reader of this process has the endpoint: no packet would come to the socket.
@@ -50,9 +55,12 @@ class UdpXdpConfig(Config):
     DEFAULT_BUFFER_SIZE: ClassVar[int] = 32 * 1024 * 1024
     DEFAULT_MAX_SIZE: ClassVar[int] = 9200
     DEFAULT_MAX_POLL: ClassVar[int] = 0
+    DEFAULT_BUSY_POLL_BUDGET: ClassVar[int] = 64
 
     __slots__ = (
         "_buffer_size",
+        "_busy_poll",
+        "_busy_poll_budget",
         "_endpoints",
         "_fallback",
         "_interface",
@@ -74,6 +82,8 @@ class UdpXdpConfig(Config):
         self._mode = "auto"
         self._zero_copy: bool | None = None
         self._max_poll = self.DEFAULT_MAX_POLL
+        self._busy_poll = False
+        self._busy_poll_budget = self.DEFAULT_BUSY_POLL_BUDGET
         self._fallback = False
         self._set(kwargs)
 
@@ -169,6 +179,27 @@ class UdpXdpConfig(Config):
     @max_poll.setter
     def max_poll(self, value: int) -> None:
         self._max_poll = count("max_poll", value)
+
+    @property
+    def busy_poll(self) -> bool:
+        """Whether the worker calls the device's driver itself."""
+        return self._busy_poll
+
+    @busy_poll.setter
+    def busy_poll(self, value: bool) -> None:
+        self._busy_poll = flag("busy_poll", value)
+
+    @property
+    def busy_poll_budget(self) -> int:
+        """Packets that the driver may handle in one such call."""
+        return self._busy_poll_budget
+
+    @busy_poll_budget.setter
+    def busy_poll_budget(self, value: int) -> None:
+        budget = count("busy_poll_budget", value, 1)
+        if budget > 65535:
+            raise ValueError(f"busy_poll_budget must be at most 65535, not {budget}")
+        self._busy_poll_budget = budget
 
     @property
     def fallback(self) -> bool:
