@@ -524,6 +524,19 @@ static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config 
 	return xps_xdp_port_add_endpoints(r->port, r->slot, config->endpoints, config->n_endpoints, fail);
 }
 
+static void tell_busy_poll(const struct xps_xdp_socket *s, uint32_t i, struct xps_xdp_obtained *obtained)
+{
+	const bool called = s->napi == XPS_NAPI_CALLED;
+
+	if (called)
+		obtained->busy_poll = XPS_XDP_BUSY_POLLS;
+	else if (s->napi == XPS_NAPI_UNKNOWN && obtained->busy_poll == XPS_XDP_SLEEPS)
+		obtained->busy_poll = XPS_XDP_MAY_BUSY_POLL;
+	/* Not what a packet has told by now: whether one has come already must make no difference. */
+	if (obtained->napi_ids)
+		obtained->napi_ids[i] = called ? xps_xdp_socket_napi_id(s) : 0;
+}
+
 static void tell(const struct xdp_reader *r, struct xps_xdp_obtained *obtained)
 {
 	*obtained = (struct xps_xdp_obtained){
@@ -539,12 +552,7 @@ static void tell(const struct xdp_reader *r, struct xps_xdp_obtained *obtained)
 		obtained->multi_buffer = obtained->multi_buffer && s->queue->multi_buffer;
 		obtained->frame_size = s->queue->frame_size;
 		obtained->memory += s->queue->memory + s->rx.map_size;
-		if (s->napi == XPS_NAPI_CALLED)
-			obtained->busy_poll = XPS_XDP_BUSY_POLLS;
-		else if (s->napi == XPS_NAPI_UNKNOWN && obtained->busy_poll == XPS_XDP_SLEEPS)
-			obtained->busy_poll = XPS_XDP_MAY_BUSY_POLL;
-		if (obtained->napi_ids)
-			obtained->napi_ids[i] = xps_xdp_socket_napi_id(s);
+		tell_busy_poll(s, i, obtained);
 	}
 }
 

@@ -133,7 +133,7 @@ static int busy_poll_fail(int err, const struct xps_xdp_socket *s, struct xps_fa
 	case ENOPROTOOPT:
 		return xps_fail_set(
 			fail, EOPNOTSUPP, step,
-			"Busy polling needs Linux 5.11 with CONFIG_NET_RX_BUSY_POLL, which this kernel is not. "
+			"Busy polling needs Linux 5.11 with CONFIG_NET_RX_BUSY_POLL, and this kernel lacks it. "
 			"Leave busy_poll off.");
 	default:
 		return xps_fail_set(fail, err, step, "Cannot set up busy polling of queue %u of %s: %s.",

@@ -384,7 +384,7 @@ struct xps_xdp_obtained {
 	uint32_t frame_size;
 	uint64_t memory; /* bytes of UMEM and rings, all queues */
 	int busy_poll;   /* enum xps_xdp_busy_poll, the best of the queues */
-	/* The caller's, NULL or one for each queue: the NAPI (what the kernel calls to serve it) by its id; 0: not known. */
+	/* The caller's, NULL or one for each queue: the NAPI that is called (what serves it in the kernel) by its id; or 0. */
 	uint32_t *napi_ids;
 };
 

@@ -22,7 +22,7 @@ from target import DEADLINE, LOGGER, recv, wait_for
 pytestmark = [pytest.mark.ours, pytest.mark.xdp]
 
 if not os.environ.get("XDPSPEAD_TEST_PEER"):
-    from xdplab import Lab
+    from xdplab import Lab, missing
 
     from xdpspead import _core
 
@@ -30,11 +30,13 @@ MODES = ("native", "generic")
 UNTOUCHED, DEFERRED = (0, 0), (2, 200_000)
 
 NETLINK_GENERIC, NLMSG_ERROR, NLMSG_DONE, DUMP = 16, 2, 3, 0x300
-CTRL, GET_FAMILY, NAPI_GET, NAPI_SET = 16, 3, 11, 14
+CTRL, GET_FAMILY, QUEUE_GET, NAPI_GET, NAPI_SET = 16, 3, 10, 11, 14
 
 
 @pytest.fixture
 def lab():
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 13):
+        missing("knobs of single NAPIs need Linux 6.13")
     # With GRO a veth has NAPIs whether there is a program or not, so they outlive the readers.
     with Lab(queues=2, gro=True) as lab:
         yield lab
@@ -86,6 +88,12 @@ def knobs(lab) -> dict[int, tuple[int, int]]:
     return {number: (defer, timeout) for number, defer, timeout in sorted(numbers)}
 
 
+def driver_tells_napis(lab) -> bool:
+    with lab.rx.enter():
+        index = attribute(2, struct.pack("=I", lab.rx.ifindex))
+        return any(4 in queue for queue in ask(netdev_family(), QUEUE_GET, index, flags=DUMP))
+
+
 def set_knobs(lab, napi_id: int, defer: int, timeout: int) -> None:
     values = zip((2, 5, 6), (napi_id, defer, timeout), strict=True)
     request = b"".join(attribute(kind, struct.pack("=I", value)) for kind, value in values)
@@ -113,6 +121,8 @@ def tell_napis(lab, monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_without_a_napi_number_the_reader_receives_and_warns_once(lab, mode, caplog):
+    if driver_tells_napis(lab):
+        missing("the driver of veth has begun to tell which NAPI serves a queue")
     stream, port = lab.receiver(mode=mode, busy_poll=True)
     assert stream.readers[0].busy_poll is False
     lab.assert_receives(stream, port)

@@ -240,6 +240,7 @@ def test_without_af_xdp_a_socket_is_read_and_the_warning_says_why(lab, messages)
         ((level, text),) = messages()
         assert level == "WARNING"
         assert str(caught.value) in text
+        assert "gets nothing that the other program takes" in text
         lab.assert_receives(stream, PORT, n=2, host=GROUP4)
     finally:
         os.close(link)

@@ -109,11 +109,10 @@ class _Napi:
 
     def get(self) -> Knobs:
         answer = _ask(self._family, _NETDEV_CMD_NAPI_GET, _number(_NETDEV_A_NAPI_ID, self._number))
-        numbers = (
-            int.from_bytes(answer[kind], sys.byteorder)
-            for kind in (_NETDEV_A_NAPI_DEFER_HARD_IRQS, _NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT)
-        )
-        return Knobs(*numbers)
+        kinds = (_NETDEV_A_NAPI_DEFER_HARD_IRQS, _NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT)
+        if not answer.keys() >= set(kinds):
+            raise OSError(errno.EOPNOTSUPP, "this kernel has no knobs for single NAPIs")
+        return Knobs(*(int.from_bytes(answer[kind], sys.byteorder) for kind in kinds))
 
     def _request(self, knobs: Knobs) -> bytes:
         return _message(

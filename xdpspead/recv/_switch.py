@@ -9,6 +9,7 @@ be had.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from dataclasses import replace
@@ -97,7 +98,8 @@ def _read_xdp(
         if _xdp.takes_from_us(error):
             text = f"{error} {call} was to read it too, because {VARIABLE}={name}"
             raise XdpError(error.errno or 0, text, error.step) from None
-        LOGGER.warning("%s; %s reads an ordinary UDP socket instead", error, call)
+        taken = ", which gets nothing that the other program takes" * (error.errno == errno.EBUSY)
+        LOGGER.warning("%s; %s reads an ordinary UDP socket instead%s", error, call, taken)
         return []
     if info is None:  # the stream has been stopped
         return []
