@@ -203,7 +203,7 @@ static int open_best_queue(struct xps_xdp_port *port, uint32_t index, const stru
 
 	if (config->zero_copy > 0)
 		return open_queue(port, index, config->buffer_size, true, fail);
-	if (config->zero_copy < 0 && may)
+	if (config->zero_copy == -1 && may)
 		err = open_queue(port, index, config->buffer_size, true, fail);
 	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config->buffer_size, false, fail) : err;
 }

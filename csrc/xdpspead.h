@@ -364,7 +364,7 @@ struct xps_xdp_reader_config {
 	uint32_t n_queues;
 	uint64_t buffer_size; /* bytes of UMEM for each queue, rounded to frames; the first reader of a queue decides */
 	uint32_t max_size;    /* longest UDP payload accepted, bytes */
-	int zero_copy;        /* 1 demand, 0 refuse, -1 take what there is */
+	int zero_copy;        /* 1 demand, 0 refuse, -1 take what there is, -2 copy, but join a queue that has it */
 	int max_poll;         /* looks at an empty ring before the worker sleeps */
 	/*
 	 * Packets that the worker has the driver handle in one call, where it calls the driver itself instead of sleeping

@@ -69,10 +69,12 @@ def turn(guard: Guard, knob: Path, new: str, old: str = "0") -> None:
 class Owner:
     """A process that owns a guard, which has turned the knob to 1, and then does as told."""
 
-    def __init__(self, knob: Path, code: str = "input()") -> None:
+    def __init__(self, knob: Path, code: str = "input()", first: str = "") -> None:
         head = f"""
             import ctypes, os, signal, sys, time
+            from xdpspead import _guard
             from xdpspead._guard import Guard
+            {first}
             guard = Guard()
             guard.make("the knob", "file", {str(knob)!r}, b"1", b"0")
             print(guard._pid, flush=True)
@@ -219,8 +221,15 @@ def test_guard_outlives_a_signal_to_all_processes_of_a_service(guard, knob, numb
 # Forks
 
 
-@pytest.mark.parametrize("fork", ["os.fork()", "ctypes.CDLL(None).fork()"])
-def test_forked_child_does_not_keep_a_setting_of_a_dead_owner(knob, fork):
+@pytest.mark.parametrize(
+    ("fork", "first"),
+    [
+        ("os.fork()", ""),
+        ("os.fork()", "_guard._pidfd = lambda: -1"),  # as where that is forbidden
+        ("ctypes.CDLL(None).fork()", ""),  # which Python does not notice
+    ],
+)
+def test_forked_child_does_not_keep_a_setting_of_a_dead_owner(knob, fork, first):
     code = f"""
         child = {fork}
         if not child:
@@ -228,7 +237,7 @@ def test_forked_child_does_not_keep_a_setting_of_a_dead_owner(knob, fork):
         print(child, flush=True)
         input()
     """
-    with Owner(knob, code) as owner:
+    with Owner(knob, code, first) as owner:
         child = int(owner.read())
         owner.process.kill()
         owner.process.wait(DEADLINE)

@@ -35,9 +35,13 @@ def lab(monkeypatch):
 
 @pytest.fixture
 def messages(caplog):
-    """What the package logged: a list of (level, text), made when it is called."""
+    """What was logged of add_udp_reader: a list of (level, text), made when it is called."""
     caplog.set_level("INFO", logger=LOGGER)
-    return lambda: [(r.levelname, r.getMessage()) for r in caplog.records if r.name == LOGGER]
+    return lambda: [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.name == LOGGER and "add_udp_reader" in record.getMessage()
+    ]
 
 
 def heap(cnt: int, length: int = 100) -> bytes:

@@ -1054,6 +1054,7 @@ def test_configuration_has_keywords_and_properties_of_one_name():
         "max_size": 1500,
         "mode": "generic",
         "zero_copy": False,
+        "steer": "ntuple",
         "max_poll": 3,
         "fallback": True,
     }
@@ -1071,6 +1072,7 @@ def test_configuration_has_keywords_and_properties_of_one_name():
     [
         ({"nope": 1}, TypeError),
         ({"mode": "fast"}, ValueError),
+        ({"steer": "rss"}, ValueError),
         ({"endpoints": ["239.1.2.3:8888"]}, TypeError),
         ({"endpoints": [("239.1.2.3", 70000)]}, TypeError),
         ({"endpoints": [(8888, "239.1.2.3")]}, TypeError),

@@ -6,6 +6,7 @@ written in ``csrc/xdpspead.h``.
 
 from __future__ import annotations
 
+import enum
 import errno
 import math
 import os
@@ -286,6 +287,16 @@ def heap_ranges(heap: CHeap) -> list[tuple[int, int]]:
 
 
 # ------------------------------------------------------------------ streams
+
+
+class ZeroCopy(enum.IntEnum):
+    """What an AF_XDP reader asks of the kernel."""
+
+    DEMAND = 1
+    REFUSE = 0
+    TRY = -1
+    #: As the queue has it that another reader has opened; else copy.
+    JOIN = -2
 
 
 @dataclass(frozen=True)
@@ -836,7 +847,7 @@ class Stream:
         queues: Sequence[int],
         buffer_size: int,
         max_size: int,
-        zero_copy: bool | None,
+        zero_copy: ZeroCopy,
         max_poll: int,
         busy_poll_budget: int,
     ) -> XdpObtained | None:
@@ -861,7 +872,7 @@ class Stream:
                 "n_queues": len(queues),
                 "buffer_size": buffer_size,
                 "max_size": max_size,
-                "zero_copy": -1 if zero_copy is None else int(zero_copy),
+                "zero_copy": zero_copy,
                 "max_poll": max_poll,
                 "busy_poll_budget": busy_poll_budget,
             },

@@ -11,6 +11,7 @@ from typing import Any
 
 from .._addresses import resolve
 from .._errors import XdpError
+from .._ethtool import driver_name
 from .._netlink import outside_event_loops, queues_in_use
 from ._xdp_config import UdpXdpConfig
 
@@ -24,6 +25,7 @@ class Interface:
     mtu: int
     n_queues: int
     namespace: int
+    driver: str
 
 
 def _network_namespace() -> int:
@@ -77,6 +79,7 @@ def find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> Interface:
         int(link.get("IFLA_MTU")),
         queues_in_use(name, link, "rx"),
         _network_namespace(),
+        driver_name(name),
     )
 
 

@@ -12,75 +12,22 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from .. import _netdev
 from .._errors import TransportError
 from .._guard import Guard
 from .._log import LOGGER
 from ._interface import Interface
 
-# ------------------------------------------------------------------ generic netlink
-
-_NETLINK_GENERIC: Final = 16
-_NLM_F_REQUEST: Final = 1
-_NLM_F_ACK: Final = 4
-_NLMSG_ERROR: Final = 2
-_TIMEOUT_S: Final = 5.0
-_HEADER: Final = struct.Struct("=IHHIIBBH")  # nlmsghdr and genlmsghdr
-
-# From linux/genetlink.h and linux/netdev.h.
-_GENL_ID_CTRL: Final = 16
-_CTRL_CMD_GETFAMILY: Final = 3
-_CTRL_ATTR_FAMILY_ID: Final = 1
-_CTRL_ATTR_FAMILY_NAME: Final = 2
-_NETDEV_CMD_NAPI_GET: Final = 11
-_NETDEV_CMD_NAPI_SET: Final = 14
-_NETDEV_A_NAPI_ID: Final = 2
-_NETDEV_A_NAPI_DEFER_HARD_IRQS: Final = 5
-_NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT: Final = 6
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("=I" if value < 1 << 32 else "=Q", value))
-
-
-def _message(family: int, command: int, attributes: bytes) -> bytes:
-    length = _HEADER.size + len(attributes)
-    flags = _NLM_F_REQUEST | _NLM_F_ACK
-    return _HEADER.pack(length, family, flags, 0, 0, command, 1, 0) + attributes
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            return
-        yield kind, data[4:length]
-        data = data[(length + 3) & ~3 :]
-
-
-def _ask(family: int, command: int, attributes: bytes) -> dict[int, bytes]:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as sock:
-        sock.settimeout(_TIMEOUT_S)
-        sock.send(_message(family, command, attributes))
-        answer = sock.recv(1 << 16)
-    if struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
-        number = -struct.unpack_from("=i", answer, 16)[0]
-        raise OSError(number, os.strerror(number))
-    length = struct.unpack_from("=I", answer)[0]
-    return dict(_attributes(answer[_HEADER.size : length]))
-
+# From linux/netdev.h.
+_NAPI_GET, _NAPI_SET = 11, 14
+_ID, _DEFER_HARD_IRQS, _GRO_FLUSH_TIMEOUT = 2, 5, 6
 
 # ------------------------------------------------------------------ the knobs
 
@@ -103,25 +50,17 @@ class _Napi:
     def __init__(self, name: str, number: int) -> None:
         self.what = f"interrupt deferral of NAPI {number} of {name}"
         self._number = number
-        name_attribute = _attribute(_CTRL_ATTR_FAMILY_NAME, b"netdev\0")
-        family = _ask(_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, name_attribute)[_CTRL_ATTR_FAMILY_ID]
-        (self._family,) = struct.unpack("=H", family)
 
     def get(self) -> Knobs:
-        answer = _ask(self._family, _NETDEV_CMD_NAPI_GET, _number(_NETDEV_A_NAPI_ID, self._number))
-        kinds = (_NETDEV_A_NAPI_DEFER_HARD_IRQS, _NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT)
+        (answer,) = _netdev.ask(_netdev.request(_NAPI_GET, {_ID: self._number}))
+        kinds = (_DEFER_HARD_IRQS, _GRO_FLUSH_TIMEOUT)
         if not answer.keys() >= set(kinds):
             raise OSError(errno.EOPNOTSUPP, "this kernel has no knobs for single NAPIs")
         return Knobs(*(int.from_bytes(answer[kind], sys.byteorder) for kind in kinds))
 
     def _request(self, knobs: Knobs) -> bytes:
-        return _message(
-            self._family,
-            _NETDEV_CMD_NAPI_SET,
-            _number(_NETDEV_A_NAPI_ID, self._number)
-            + _number(_NETDEV_A_NAPI_DEFER_HARD_IRQS, knobs.defer_hard_irqs)
-            + _number(_NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT, knobs.gro_flush_timeout_ns),
-        )
+        numbers = dict(zip((_DEFER_HARD_IRQS, _GRO_FLUSH_TIMEOUT), knobs, strict=True))
+        return _netdev.request(_NAPI_SET, {_ID: self._number, **numbers})
 
     def set(self, guard: Guard, old: Knobs, new: Knobs) -> None:
         guard.make(self.what, "netlink", self._request(new), self._request(old))
@@ -150,7 +89,8 @@ class _Device:
 
 def _defer(guard: Guard, target: _Napi | _Device) -> None:
     old = target.get()
-    if 0 in old:  # or somebody has chosen already
+    # Or somebody has chosen already; what is beyond 32 bits is somebody's choice as well.
+    if 0 in old and max(old) < 1 << 32:
         target.set(guard, old, DEFERRED)
 
 

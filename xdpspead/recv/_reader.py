@@ -37,6 +37,13 @@ class ReaderInfo:
     busy_poll : bool or None
         Whether an AF_XDP reader polls its device. None if that will not be known until a packet has
         come, as on kernels before 6.13; the statistic ``xdpspead.xdp_busy_polls`` then tells.
+    driver : str or None
+        Name of the interface's driver.
+    why_copy : str or None
+        Why an AF_XDP reader has no zero-copy.
+    steer : tuple of str
+        The receive-flow rules that bring its packets to its queues, in words of ``ethtool -N``;
+        those that had been there before included. Empty without ``steer="ntuple"``.
     """
 
     transport: str
@@ -47,6 +54,9 @@ class ReaderInfo:
     zero_copy: bool = False
     memory: int = 0
     busy_poll: bool | None = False
+    driver: str | None = None
+    why_copy: str | None = None
+    steer: tuple[str, ...] = ()
 
 
 #: Begins to read, and says which readers there are now.

@@ -19,8 +19,9 @@ from typing import Final
 from .. import _core
 from .._addresses import is_multicast, resolve
 from .._errors import TransportError, XdpError
+from .._guard import Guard
 from .._log import LOGGER
-from . import _sockets, _udp
+from . import _sockets, _steering, _udp, _zero_copy
 from ._interface import Interface, choose_queues, find_interface
 from ._napi import defer_interrupts
 from ._reader import Begin, ReaderInfo
@@ -122,6 +123,20 @@ def join_groups(
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
 
 
+def _steer(
+    config: UdpXdpConfig,
+    interface: Interface,
+    endpoints: Sequence[tuple[int, bytes, int]],
+    queues: Sequence[int],
+    guards: contextlib.ExitStack,
+) -> tuple[str, ...]:
+    if config.steer == "none":
+        return ()
+    guard = guards.enter_context(Guard())
+    rules = _steering.rules_for([(*endpoint, b"") for endpoint in endpoints], queues)
+    return _steering.steer(guard, interface, rules, queues)
+
+
 def _resolve(config: UdpXdpConfig) -> list[tuple[int, bytes, int]]:
     endpoints = []
     for host, port in config.endpoints:
@@ -140,6 +155,7 @@ def prepare(config: UdpXdpConfig, joined: contextlib.ExitStack) -> Begin:
         raise TypeError(f"config must be a UdpXdpConfig, not {config!r}")
     config = config._copy()
     config._check()
+    _zero_copy.check_environment()
 
     def begin(stream: _core.Stream) -> list[ReaderInfo]:
         try:
@@ -186,6 +202,7 @@ def open_reader(
         If that cannot be done; nothing is left behind.
     """
     groups = contextlib.ExitStack()
+    port: _core.XdpPort | None = None
     try:
         endpoints = _resolve(config)
         addresses = [
@@ -197,13 +214,16 @@ def open_reader(
         with _lock:
             port = _open_port(config, interface)
             join_groups(endpoints, interface.index, groups)
+            # After the program: drivers that reset themselves for it may forget their rules.
+            steer = _steer(config, interface, endpoints, queues, groups)
+            zero_copy = _zero_copy.choose(config, interface, port.mode)
             obtained = stream.add_xdp_reader(
                 port,
                 endpoints,
                 queues,
                 max(config.buffer_size // len(queues), 1),
                 config.max_size,
-                config.zero_copy,
+                zero_copy.ask,
                 config.max_poll,
                 config.busy_poll_budget if config.busy_poll else 0,
             )
@@ -220,10 +240,12 @@ def open_reader(
         raise XdpError(error.errno or 0, str(error), step) from None
     finally:
         groups.close()
+        # Whoever keeps an error keeps this frame, which must not keep the program attached.
+        port = None
         release_ports()
     if obtained is None:
         return None
-    return ReaderInfo(
+    info = ReaderInfo(
         "udp_xdp",
         endpoints=tuple(zip(addresses, (port for _, _, port in endpoints), strict=True)),
         interface=interface.name,
@@ -232,4 +254,20 @@ def open_reader(
         zero_copy=obtained.zero_copy,
         memory=obtained.memory,
         busy_poll=obtained.busy_poll,
+        driver=interface.driver or None,
+        why_copy=zero_copy.outcome(zero_copy=obtained.zero_copy) or None,
+        steer=steer,
+    )
+    _log(info)
+    return info
+
+
+def _log(info: ReaderInfo) -> None:
+    LOGGER.info(
+        "reading queues %s of %s (driver %s) in %s mode, %s",
+        ", ".join(map(str, info.queues)),
+        info.interface,
+        info.driver or "unknown",
+        info.mode,
+        "zero-copy" if info.zero_copy else f"packets are copied: {info.why_copy}",
     )

@@ -9,6 +9,7 @@ from .._addresses import endpoint_pair
 from .._arguments import Config, count, flag
 
 _MODES: Final = ("auto", "native", "generic")
+_STEER: Final = ("none", "ntuple")
 
 
 class UdpXdpConfig(Config):
@@ -37,8 +38,12 @@ class UdpXdpConfig(Config):
         ``"native"``: the driver runs the program. ``"generic"``: the kernel does, slower, on any
         interface. ``"auto"``: native if the driver can.
     zero_copy : bool, optional
-        True: the device must write into the packet memory itself. False: it must not. None: as it
-        can.
+        True: the device must write into the packet memory itself. False: it must not. None: it does
+        with drivers and kernels that are known to do it well; with ``XDPSPEAD_ZERO_COPY=try`` in
+        the environment, with all that say they can.
+    steer : str
+        ``"ntuple"``: have the card bring the packets of the endpoints to the queues, by
+        receive-flow rules that go with the reader. ``"none"``: leave it to the card where they go.
     max_poll : int
         How often an empty ring is looked at before the worker sleeps. More is quicker and costs CPU
         time.
@@ -69,6 +74,7 @@ class UdpXdpConfig(Config):
         "_max_size",
         "_mode",
         "_queues",
+        "_steer",
         "_zero_copy",
     )
 
@@ -81,6 +87,7 @@ class UdpXdpConfig(Config):
         self._max_size = self.DEFAULT_MAX_SIZE
         self._mode = "auto"
         self._zero_copy: bool | None = None
+        self._steer = "none"
         self._max_poll = self.DEFAULT_MAX_POLL
         self._busy_poll = False
         self._busy_poll_budget = self.DEFAULT_BUSY_POLL_BUDGET
@@ -170,6 +177,17 @@ class UdpXdpConfig(Config):
     @zero_copy.setter
     def zero_copy(self, value: bool | None) -> None:
         self._zero_copy = None if value is None else bool(value)
+
+    @property
+    def steer(self) -> str:
+        """``"none"`` or ``"ntuple"``."""
+        return self._steer
+
+    @steer.setter
+    def steer(self, value: str) -> None:
+        if value not in _STEER:
+            raise ValueError(f"steer must be one of {', '.join(_STEER)}, not {value!r}")
+        self._steer = value
 
     @property
     def max_poll(self) -> int:

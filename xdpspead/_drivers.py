@@ -1,0 +1,136 @@
+"""With which drivers, from which kernel on, zero-copy is tried when nobody insists.
+
+In zero-copy the device writes packets straight into the packet memory. Drivers that can, but whose
+first versions lose packets or crash, do so without an error; so it is tried only where something
+speaks for it. Where an entry says no, packets are copied, which any driver can do.
+
+Everywhere a frame is a page (4096 bytes), because some drivers cut packets short in smaller ones,
+and frames are there before the socket is bound, because some never look again. Packets that take
+several frames are copied: only a few drivers have both, and some lose them without a count.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+#: Major and minor number.
+Kernel: TypeAlias = tuple[int, int]
+
+#: MTU up to which a packet surely fits a frame, beside the room in front of it that the kernel
+#: keeps (256 bytes) and what drivers add.
+_MTU_OF_ONE_FRAME: Final = 3000
+
+
+@dataclass(frozen=True)
+class ZeroCopy:
+    """What is known of zero-copy with a driver.
+
+    Attributes
+    ----------
+    since : Kernel
+        First kernel with which it is tried.
+    why : str
+        Why that one, and what else there is to know.
+    source : str
+        Where that comes from.
+    max_mtu : int
+        Largest MTU of which packets are known to fit.
+    broken : tuple of Kernel
+        Later kernels with which it is not tried.
+    """
+
+    since: Kernel
+    why: str
+    source: str
+    max_mtu: int = _MTU_OF_ONE_FRAME
+    broken: tuple[Kernel, ...] = ()
+
+
+_TABLE: Final = "driver table of the eBPF documentation (ebpf-docs, Linux 6.19)"
+
+#: By the name that ``ethtool -i`` shows.
+ZERO_COPY: Final[dict[str, ZeroCopy]] = {
+    "fsl_dpaa2_eth": ZeroCopy((6, 2), "the first with it", _TABLE),
+    "gve": ZeroCopy(
+        (6, 4),
+        "the first with it, with queues of the format GQI-QPL; the kernel tells which it is",
+        _TABLE,
+        max_mtu=2032,
+    ),
+    "i40e": ZeroCopy(
+        (5, 12),
+        "5.11 has a wake-up bug that keeps cores busy",
+        "xdp-newbies, 'i40e: softirq at 100 % idle'",
+        max_mtu=3046,
+    ),
+    "ice": ZeroCopy(
+        (6, 12),
+        "6.1, 6.6 and 6.11 have crashed when a socket was closed",
+        "commit 'ice: remove af_xdp_zc_qps bitmap'; intel/ethernet-linux-ice, issues 23 and 61",
+        max_mtu=3046,
+    ),
+    "icssg-prueth": ZeroCopy((6, 19), "the first with it", _TABLE),
+    "idpf": ZeroCopy((6, 18), "the first with it", _TABLE),
+    "igb": ZeroCopy(
+        (6, 14),
+        "the first with it; in frames of 2048 bytes it cuts packets short",
+        "measured in a virtual machine on 6.18 and 7.3",
+        max_mtu=3046,
+    ),
+    "igc": ZeroCopy((5, 14), "the first with it", _TABLE, max_mtu=1500),
+    "ixgbe": ZeroCopy((4, 20), "the first with it", _TABLE, max_mtu=3050),
+    "mlx5_core": ZeroCopy(
+        (6, 1),
+        "earlier ones number the queues otherwise, and 6.4 is not trusted in native mode",
+        "xdp-newbies on commit 3db4c85cde7a; Firedancer's list of what its test beds bear out",
+        max_mtu=3498,
+        broken=((6, 4),),
+    ),
+    "nfp": ZeroCopy((5, 18), "the first with it", _TABLE),
+    "st_gmac": ZeroCopy((5, 13), "the first with it", _TABLE, max_mtu=1500),
+    "st_xgmac": ZeroCopy((5, 13), "the first with it", _TABLE, max_mtu=1500),
+    "tsnep": ZeroCopy((6, 4), "the first with it", _TABLE),
+    "virtio_net": ZeroCopy(
+        (6, 13),
+        "6.11 and 6.12 have part of it and refuse; larger packets are lost without a count",
+        "measured in a virtual machine on 6.12, 6.18 and 7.3",
+        max_mtu=3502,
+    ),
+}
+
+
+def kernel_version(release: str) -> Kernel:
+    """Return the version in the name of a release (``uname -r``); (0, 0) if there is none."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def why_no_zero_copy(driver: str, kernel: Kernel, mtu: int) -> str:
+    """Return why zero-copy is not tried; empty if it is.
+
+    Parameters
+    ----------
+    driver : str
+        Name of the driver, empty if it is not known.
+    kernel : Kernel
+        The running kernel.
+    mtu : int
+        MTU of the interface.
+    """
+    known = ZERO_COPY.get(driver)
+    if known is None:
+        name = f"driver {driver}" if driver else "the driver"
+        return f"{name} is not known to have it"
+    if kernel < known.since:
+        return f"with driver {driver} it needs Linux {_text(known.since)}: {known.why}"
+    if kernel in known.broken:
+        return f"with driver {driver} it is not used on Linux {_text(kernel)}: {known.why}"
+    if mtu > known.max_mtu:
+        return f"with driver {driver} it needs an MTU of at most {known.max_mtu}, which is {mtu}"
+    return ""
+
+
+def _text(kernel: Kernel) -> str:
+    return f"{kernel[0]}.{kernel[1]}"

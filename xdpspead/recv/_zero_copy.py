@@ -1,0 +1,71 @@
+"""Whether the device of an AF_XDP reader is to write into the packet memory itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from .. import _core
+from .._drivers import kernel_version, why_no_zero_copy
+from .._netdev import xdp_features
+from ._interface import Interface
+from ._xdp_config import UdpXdpConfig
+
+_VARIABLE: Final = "XDPSPEAD_ZERO_COPY"
+#: Larger packets do not fit a frame: 4096 bytes without the 256 that the kernel keeps in front of
+#: them, and without Ethernet header and two VLAN tags.
+_LARGEST_MTU: Final = 4096 - 256 - 22
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked of the kernel, and why, if that is copying."""
+
+    ask: _core.ZeroCopy
+    why_copy: str = ""
+
+    def outcome(self, *, zero_copy: bool) -> str:
+        """Return why packets are copied; empty if they are not."""
+        if zero_copy:
+            return ""
+        return self.why_copy or "the driver has refused it, or readers before this one copy"
+
+
+def check_environment() -> None:
+    """Raise ValueError if the variable says what is not understood."""
+    value = os.environ.get(_VARIABLE, "")
+    if value not in ("", "try"):
+        raise ValueError(f"{_VARIABLE} must be 'try', or not set, not {value!r}")
+
+
+def choose(config: UdpXdpConfig, interface: Interface, mode: str) -> Choice:
+    """Choose by what the user, driver and kernel say; `mode` is that of the program.
+
+    Where nobody insists, a reader that joins others on a queue takes what these have.
+    """
+    if config.zero_copy is not None:
+        if config.zero_copy:
+            return Choice(_core.ZeroCopy.DEMAND)
+        return Choice(_core.ZeroCopy.REFUSE, "zero_copy=False")
+    why = _why_copy(interface, mode)
+    return Choice(_core.ZeroCopy.JOIN, why) if why else Choice(_core.ZeroCopy.TRY)
+
+
+def _why_copy(interface: Interface, mode: str) -> str:
+    if mode != "native":
+        return "generic mode copies"
+    if interface.mtu > _LARGEST_MTU:
+        return f"packets of MTU {interface.mtu} take several frames each"
+    if os.environ.get(_VARIABLE) == "try":
+        return ""
+    kernel = kernel_version(os.uname().release)
+    why = why_no_zero_copy(interface.driver, kernel, interface.mtu)
+    if why:
+        return why
+    with contextlib.suppress(OSError):  # binding will tell
+        features = xdp_features(interface.index)
+        if features is not None and not features.zero_copy:
+            return f"the kernel says that {interface.name} does not have it now"
+    return ""
