@@ -72,6 +72,7 @@ static const struct stat table[XPS_N_STATS] = {
 	[XPS_STAT_XDP_RX_INVALID] = { "xdpspead.xdp_rx_invalid", NULL, false },
 	[XPS_STAT_XDP_RX_RING_FULL] = { "xdpspead.xdp_rx_ring_full", NULL, false },
 	[XPS_STAT_XDP_FILL_RING_EMPTY] = { "xdpspead.xdp_fill_ring_empty", NULL, false },
+	[XPS_STAT_XDP_BUSY_POLLS] = { "xdpspead.xdp_busy_polls", NULL, false },
 };
 
 const char *xps_stat_name(int stat)

@@ -7,6 +7,9 @@
  * descriptors, walks the headers, makes a view of each SPEAD packet where it lies, pushes the views and gives the frames
  * back. If the stream takes fewer, the batch stays in hand (`current`, `views`) until poll() is called again.
  *
+ * With busy polling poll() calls the driver when the rings are empty, looks again, and never lets the worker sleep. A
+ * queue whose driver cannot be called so is looked at as often; if none can, the worker sleeps on the descriptors.
+ *
  * While the stream is blocked, poll_blocked() moves what arrives out of the rings, so that the reader keeps to its share
  * of the frames of a queue that others read too.
  *
@@ -15,6 +18,7 @@
  * last one gives the slot back.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -43,6 +47,7 @@ struct xdp_reader {
 	uint32_t turn;  /* socket to begin with */
 	uint32_t looks; /* at empty rings, in a row */
 	bool slept;     /* the last poll() ended in XPS_POLL_WAIT */
+	bool told_no_napi;
 
 	/* the batch in hand */
 	struct xps_xdp_socket *current;
@@ -174,6 +179,42 @@ static void absorb(struct xps_xdp_socket *s)
 		count(&s->unread_drops, dropped);
 }
 
+/* Say once that busy polling is not to be had for a queue. */
+static void tell_no_napi(struct xdp_reader *r, const struct xps_xdp_socket *s)
+{
+	char text[250];
+
+	if (r->told_no_napi)
+		return;
+	r->told_no_napi = true;
+	snprintf(
+		text, sizeof(text),
+		"%s: no busy polling of queue %u in %s mode, because kernel and driver do not tell its NAPI id; it waits for "
+		"interrupts, as without busy_poll",
+		r->source->port->name, s->queue->index,
+		r->source->port->program.mode == XPS_XDP_NATIVE ? "native" : "generic");
+	xps_reader_warn(&r->reader, text);
+}
+
+/* Call the drivers that can be called. False if there is none, or the interface is down: then the worker may sleep. */
+static bool busy_poll(struct xdp_reader *r)
+{
+	bool any = false, up = true;
+
+	for (uint32_t i = 0; i < r->n_sockets; i++) {
+		struct xps_xdp_socket *s = &r->sockets[i];
+
+		if (s->napi == XPS_NAPI_NOT_TOLD)
+			tell_no_napi(r, s);
+		if (s->napi != XPS_NAPI_CALLED)
+			continue;
+		any = true;
+		up = xps_xdp_socket_call_napi(s) && up;
+		count(&s->busy_polls, 1);
+	}
+	return any && up;
+}
+
 enum outcome { EMPTY, DONE, BLOCKED };
 
 static enum outcome poll_socket(struct xdp_reader *r, struct xps_xdp_socket *s)
@@ -182,6 +223,8 @@ static enum outcome poll_socket(struct xdp_reader *r, struct xps_xdp_socket *s)
 		absorb(s);
 	if (!xps_xdp_socket_take(s) && !s->n_overlong)
 		return EMPTY;
+	if (unlikely(s->napi == XPS_NAPI_UNKNOWN))
+		xps_xdp_socket_learn_napi(s);
 	xps_batch_begin(&r->reader);
 	make_views(r, s);
 	r->current = s;
@@ -235,12 +278,9 @@ static void clear_kick(struct xdp_reader *r)
 		return;
 }
 
-/* All rings are empty. */
+/* All rings are empty, and no driver can be called. */
 static enum xps_poll rest(struct xdp_reader *r)
 {
-	if (r->slept)
-		clear_errors(r);
-	r->slept = false;
 	if (r->looks < r->max_poll) {
 		r->looks++;
 		return XPS_POLL_AGAIN;
@@ -262,7 +302,12 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 	for (int i = 0; i < ROUNDS && !xps_reader_ended(reader); i++) {
 		switch (poll_round(r)) {
 		case EMPTY:
-			return rest(r);
+			if (r->slept)
+				clear_errors(r);
+			r->slept = false;
+			if (!busy_poll(r))
+				return rest(r);
+			break;
 		case BLOCKED:
 			return r->current ? XPS_POLL_BLOCKED : XPS_POLL_END;
 		case DONE:
@@ -306,6 +351,7 @@ static void read_socket(struct xps_xdp_socket *s, struct xps_queue_stats *row)
 	xps_xdp_socket_stats(s, &k);
 	row->read = 1;
 	*xps_queue_stat(row, XPS_STAT_XDP_BAD_FRAME) = atomic_load_explicit(&s->bad_frames, memory_order_relaxed);
+	*xps_queue_stat(row, XPS_STAT_XDP_BUSY_POLLS) = atomic_load_explicit(&s->busy_polls, memory_order_relaxed);
 	*xps_queue_stat(row, XPS_STAT_XDP_UNREAD_DROPS) = atomic_load_explicit(&s->unread_drops, memory_order_relaxed);
 	*xps_queue_stat(row, XPS_STAT_XDP_RX_DROPPED) = k.rx_dropped;
 	*xps_queue_stat(row, XPS_STAT_XDP_RX_INVALID) = k.rx_invalid_descs;
@@ -425,6 +471,8 @@ static int check_config(const struct xps_xdp_reader_config *config, struct xps_f
 		return xps_fail_set(fail, EINVAL, step,
 				    "There must be from 1 worker to one for each queue, not %u workers for %u queues.",
 				    config->n_workers, config->n_queues);
+	if (config->busy_poll_budget < 0 || config->busy_poll_budget > UINT16_MAX)
+		return xps_fail_set(fail, EINVAL, step, "busy_poll_budget must be from 1 to 65535.");
 	for (uint32_t i = 0; i < config->n_queues; i++)
 		for (uint32_t j = 0; j < i; j++)
 			if (config->queues[i] == config->queues[j])
@@ -491,6 +539,21 @@ no_memory:
 	return NULL;
 }
 
+static int prepare_busy_poll(struct xdp_reader *r, struct xps_xdp_socket *s, int budget, struct xps_fail *fail)
+{
+	int err;
+
+	if (!budget)
+		return 0;
+	err = xps_xdp_socket_busy_poll(s, budget, fail);
+	if (err)
+		return err;
+	/* Packets of generic mode do not bring it. */
+	if (s->napi == XPS_NAPI_UNKNOWN && r->source->port->program.mode == XPS_XDP_GENERIC)
+		s->napi = XPS_NAPI_NOT_TOLD;
+	return 0;
+}
+
 static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xdp_reader_config *config,
 		       struct xps_fail *fail)
 {
@@ -508,7 +571,8 @@ static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xd
 	r->n_sockets++;
 	r->reader.watches[r->reader.n_watches++].watch.fd = s->fd;
 	source->owners[queue] = r->index;
-	return xps_xdp_port_set_socket(source->port, source->slot, queue, s->fd, fail);
+	err = prepare_busy_poll(r, s, config->busy_poll_budget, fail);
+	return err ? err : xps_xdp_port_set_socket(source->port, source->slot, queue, s->fd, fail);
 }
 
 static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
@@ -541,12 +605,26 @@ static int source_open(struct xdp_source *source, const struct xps_xdp_reader_co
 	return xps_xdp_port_add_endpoints(source->port, source->slot, config->endpoints, config->n_endpoints, fail);
 }
 
-static void tell_socket(const struct xps_xdp_socket *s, struct xps_xdp_obtained *obtained)
+static void tell_busy_poll(const struct xps_xdp_socket *s, uint32_t i, struct xps_xdp_obtained *obtained)
+{
+	const bool called = s->napi == XPS_NAPI_CALLED;
+
+	if (called)
+		obtained->busy_poll = XPS_XDP_BUSY_POLLS;
+	else if (s->napi == XPS_NAPI_UNKNOWN && obtained->busy_poll == XPS_XDP_SLEEPS)
+		obtained->busy_poll = XPS_XDP_MAY_BUSY_POLL;
+	/* Not what a packet has told by now: whether one has come already must make no difference. */
+	if (obtained->napi_ids)
+		obtained->napi_ids[i] = called ? xps_xdp_socket_napi_id(s) : 0;
+}
+
+static void tell_socket(const struct xps_xdp_socket *s, uint32_t i, struct xps_xdp_obtained *obtained)
 {
 	obtained->zero_copy = obtained->zero_copy && s->zero_copy;
 	obtained->multi_buffer = obtained->multi_buffer && s->queue->multi_buffer;
 	obtained->frame_size = s->queue->frame_size;
 	obtained->memory += s->queue->memory + s->rx.map_size;
+	tell_busy_poll(s, i, obtained);
 }
 
 static void tell(const struct xdp_source *source, struct xps_xdp_obtained *obtained)
@@ -555,10 +633,12 @@ static void tell(const struct xdp_source *source, struct xps_xdp_obtained *obtai
 		.mode = source->port->program.mode,
 		.zero_copy = true,
 		.multi_buffer = true,
+		.napi_ids = obtained->napi_ids,
 	};
+	/* By the place of its queue in the configuration. */
 	for (uint32_t i = 0; i < source->n_readers; i++)
 		for (uint32_t j = 0; j < source->readers[i].n_sockets; j++)
-			tell_socket(&source->readers[i].sockets[j], obtained);
+			tell_socket(&source->readers[i].sockets[j], i + j * source->n_readers, obtained);
 }
 
 /* Give each reader to its worker. Returns how many have been given; the rest is still ours. */

@@ -120,6 +120,61 @@ void xps_xdp_quiesce(void)
 		nanosleep(&pause, NULL);
 }
 
+/* ---------------------------------------------------------------- busy polling */
+
+static int busy_poll_fail(int err, const struct xps_xdp_socket *s, struct xps_fail *fail)
+{
+	static const char step[] = "set up busy polling";
+
+	switch (err) {
+	case EPERM:
+		return xps_fail_set(fail, err, step,
+				    "Busy polling needs CAP_NET_ADMIN: run as root, grant it, or leave busy_poll off.");
+	case ENOPROTOOPT:
+		return xps_fail_set(
+			fail, EOPNOTSUPP, step,
+			"Busy polling needs Linux 5.11 with CONFIG_NET_RX_BUSY_POLL, and this kernel lacks it. "
+			"Leave busy_poll off.");
+	default:
+		return xps_fail_set(fail, err, step, "Cannot set up busy polling of queue %u of %s: %s.",
+				    s->queue->index, s->queue->port->name, strerror(err));
+	}
+}
+
+int xps_xdp_socket_busy_poll(struct xps_xdp_socket *s, int budget, struct xps_fail *fail)
+{
+	const int on = 1;
+	const int timeout_us = 20; /* a call that does not wait only asks whether it is zero */
+
+	if (setsockopt(s->fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &on, sizeof(on)) ||
+	    setsockopt(s->fd, SOL_SOCKET, SO_BUSY_POLL, &timeout_us, sizeof(timeout_us)) ||
+	    setsockopt(s->fd, SOL_SOCKET, SO_BUSY_POLL_BUDGET, &budget, sizeof(budget)))
+		return busy_poll_fail(errno, s, fail);
+	/* What the kernel does not know now it is told by packets, but since 6.13 not even by those. */
+	s->napi = XPS_NAPI_UNKNOWN;
+	if (xps_xdp_socket_napi_id(s) || xps_kernel_at_least(6, 13))
+		xps_xdp_socket_learn_napi(s);
+	return 0;
+}
+
+uint32_t xps_xdp_socket_napi_id(const struct xps_xdp_socket *s)
+{
+	uint32_t id = 0;
+	socklen_t length = sizeof(id);
+
+	return getsockopt(s->fd, SOL_SOCKET, SO_INCOMING_NAPI_ID, &id, &length) ? 0 : id;
+}
+
+void xps_xdp_socket_learn_napi(struct xps_xdp_socket *s)
+{
+	s->napi = xps_xdp_socket_napi_id(s) ? XPS_NAPI_CALLED : XPS_NAPI_NOT_TOLD;
+}
+
+bool xps_xdp_socket_call_napi(struct xps_xdp_socket *s)
+{
+	return recvfrom(s->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL) >= 0 || (errno != ENETDOWN && errno != ENXIO);
+}
+
 /* ---------------------------------------------------------------- taking */
 
 static bool continues(const struct xdp_desc *desc)

@@ -13,7 +13,11 @@
  * event loop sees nothing to do until a packet comes; and what goes beyond the reader's share of the frames is dropped
  * there, the newest first (as the kernel does it), whole packets only, and counted.
  *
- * Threads: open by the user's, stats by any, everything else by the reader's worker.
+ * Busy polling: the worker calls the driver (its NAPI) through the socket instead of sleeping until an interrupt does.
+ * For that the kernel must have told the socket which NAPI serves the queue. Since 6.13 it does so when the socket is
+ * bound, before with the first packet, and for some drivers never.
+ *
+ * Threads: open and busy_poll by the user's, stats by any, everything else by the reader's worker.
  */
 #pragma once
 
@@ -23,12 +27,20 @@
 #define XPS_XDP_MAX_PIECES 64 /* frames that one packet may lie in; the kernel makes at most 18 to 46 */
 #define XPS_XDP_HELD (XPS_XDP_BATCH + XPS_XDP_MAX_PIECES)
 
+enum xps_xdp_napi {
+	XPS_NAPI_NOT_WANTED,
+	XPS_NAPI_NOT_TOLD, /* left alone, because it is nowhere to be had */
+	XPS_NAPI_UNKNOWN,  /* until the first packet */
+	XPS_NAPI_CALLED,
+};
+
 struct xps_xdp_socket {
 	struct xps_xdp_queue *queue;
 	struct xps_xdp_member member;
 	struct xps_xdp_ring rx;
 	int fd;
 	bool zero_copy;
+	enum xps_xdp_napi napi;
 
 	struct xdp_desc held[XPS_XDP_HELD];
 	uint32_t n_held, n_whole;
@@ -43,6 +55,7 @@ struct xps_xdp_socket {
 	/* packets, counted by the reader; read by any thread */
 	_Atomic uint64_t bad_frames;
 	_Atomic uint64_t unread_drops;
+	_Atomic uint64_t busy_polls; /* calls, not packets */
 };
 
 /* The member's kick_fd and kicked are set. */
@@ -56,6 +69,15 @@ void xps_xdp_quiesce(void);
  */
 uint32_t xps_xdp_socket_drain(struct xps_xdp_socket *s);
 void xps_xdp_socket_close(struct xps_xdp_socket *s);
+
+/* Prepare for busy polling, with `budget` packets at a time, and set `napi`. */
+int xps_xdp_socket_busy_poll(struct xps_xdp_socket *s, int budget, struct xps_fail *fail);
+/* The NAPI of the queue; 0 if the kernel has not said. */
+uint32_t xps_xdp_socket_napi_id(const struct xps_xdp_socket *s);
+/* A packet has come while `napi` was unknown: set it. */
+void xps_xdp_socket_learn_napi(struct xps_xdp_socket *s);
+/* Call the driver once. False if the interface is down or away. */
+bool xps_xdp_socket_call_napi(struct xps_xdp_socket *s);
 
 /* Take what has come, at most a batch. Returns n_whole. */
 uint32_t xps_xdp_socket_take(struct xps_xdp_socket *s);

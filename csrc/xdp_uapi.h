@@ -19,6 +19,18 @@
 #ifndef XDP_PKT_CONTD
 #define XDP_PKT_CONTD (1 << 0)
 #endif
+/* Linux 5.11 */
+#ifndef SO_PREFER_BUSY_POLL
+#define SO_PREFER_BUSY_POLL 69
+#define SO_BUSY_POLL_BUDGET 70
+#endif
+/* Linux 3.11 and 4.12 */
+#ifndef SO_BUSY_POLL
+#define SO_BUSY_POLL 46
+#endif
+#ifndef SO_INCOMING_NAPI_ID
+#define SO_INCOMING_NAPI_ID 56
+#endif
 /* Linux 5.18; in linux/bpf.h */
 #define XPS_BPF_F_XDP_HAS_FRAGS (1U << 5)
 /* Linux 6.17 */

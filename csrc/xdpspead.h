@@ -225,6 +225,8 @@ enum xps_stat {
 	XPS_STAT_XDP_RX_INVALID,
 	XPS_STAT_XDP_RX_RING_FULL,
 	XPS_STAT_XDP_FILL_RING_EMPTY,
+	/* calls of the driver by the worker; no packets */
+	XPS_STAT_XDP_BUSY_POLLS,
 	XPS_N_STATS
 };
 
@@ -390,7 +392,15 @@ struct xps_xdp_reader_config {
 	int zero_copy;        /* 1 demand, 0 refuse, -1 take what there is, -2 copy, but join a queue that has it */
 	int max_poll;         /* looks at an empty ring before the worker sleeps */
 	uint32_t n_workers;   /* threads that the queues are dealt out to in turn, 1 to n_queues, at most 64 */
+	/*
+	 * Packets that the worker has the driver handle in one call, where it calls the driver itself instead of sleeping
+	 * until an interrupt does (busy polling); 0: it sleeps.
+	 */
+	int busy_poll_budget;
 };
+
+/* Whether the worker can call the driver itself. Before Linux 6.13 the kernel does not say until a packet has come. */
+enum xps_xdp_busy_poll { XPS_XDP_SLEEPS, XPS_XDP_BUSY_POLLS, XPS_XDP_MAY_BUSY_POLL };
 
 /* What a reader really got, read back from the kernel. */
 struct xps_xdp_obtained {
@@ -399,6 +409,9 @@ struct xps_xdp_obtained {
 	bool multi_buffer;
 	uint32_t frame_size;
 	uint64_t memory; /* bytes of UMEM and rings, all queues */
+	int busy_poll;   /* enum xps_xdp_busy_poll, the best of the queues */
+	/* The caller's, NULL or one for each queue: the NAPI that is called (what serves it in the kernel) by its id; or 0. */
+	uint32_t *napi_ids;
 };
 
 /* Load the program and attach it. The kernel detaches it when the process ends, however it ends. */

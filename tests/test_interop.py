@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from samples import TYPES, sample
 from target import OURS, drain, payload, sp, stats_of, wait_for
-from transports import Feeder, Mcast6, Rig, Transport, Xdp4, meanwhile, parameters
+from transports import Feeder, Mcast6, Rig, Switched, Transport, Xdp4, meanwhile, parameters
 
 spead2 = pytest.importorskip("spead2", reason="spead2, the peer, is not installed")
 send = importlib.import_module("spead2.send")
@@ -30,7 +30,7 @@ FLAVOURS = [
 SENDABLE = [name for name, dtype in TYPES.items() if np.dtype(dtype).kind not in "mM"]
 
 
-@pytest.fixture(scope="module", params=parameters())
+@pytest.fixture(scope="module", params=parameters(lambda t: t is not Switched))
 def transport(request):
     with request.param() as transport:
         yield transport

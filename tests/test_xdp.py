@@ -1035,6 +1035,18 @@ def test_fallback_is_not_used_when_af_xdp_works(lab, caplog):
     lab.assert_receives(stream, port)
 
 
+def test_fallback_is_not_used_for_an_endpoint_of_another_reader(lab):
+    _, port = lab.receiver()
+    config = recv.UdpXdpConfig(
+        endpoints=[(lab.rx.ipv4, port)], interface=lab.rx.interface, fallback=True
+    )
+    stream = lab.stream()
+    with lab.rx.enter(), pytest.raises(recv.XdpError) as caught:
+        stream.add_udp_xdp_reader(config)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert stream.readers == []
+
+
 # Life of a stream with AF_XDP
 
 

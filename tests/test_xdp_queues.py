@@ -55,7 +55,8 @@ def lab():
 def receiver(lab, workers, *, heaps=256, stream=None, **config):
     """Return a stream with a thread for each worker, and the port of its AF_XDP reader."""
     if stream is None:
-        stream = lab.stream(heaps=heaps, pool=sp.ThreadPool(workers))
+        # Room for what a worker of several queues may see interleaved.
+        stream = lab.stream(heaps=heaps, pool=sp.ThreadPool(workers), max_heaps=64)
     return stream, lab.add_reader(stream, workers=workers, **config)
 
 
@@ -134,7 +135,7 @@ def test_heaps_of_every_queue_arrive_byte_for_byte_in_one_stream(lab, workers, m
     if mode == "generic":
         stream.stop()
         lab.wait_detached()
-        stream = lab.stream(pool=sp.ThreadPool(workers))
+        stream = lab.stream(pool=sp.ThreadPool(workers), max_heaps=64)
         lab.add_reader(stream, workers=workers, mode=mode, endpoints=[(lab.rx.ipv4, port)])
         senders.sent = 0
     (reader,) = stream.readers

@@ -551,20 +551,36 @@ class Xdp6(Xdp4):
     ipv6 = True
 
 
+class Switched(Xdp4):
+    """UDP readers that XDPSPEAD_INTERFACE makes AF_XDP readers: no line of the test knows."""
+
+    name = "switched"
+
+    def open(self, stream: Any, lanes: int = 1) -> DatagramFeeder:
+        endpoints = [(self.host, free_port()) for _ in range(lanes)]
+        with self.lab.rx.enter(), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDPSPEAD_INTERFACE", self.lab.rx.interface)
+            for host, port in endpoints:
+                stream.add_udp_reader(port, bind_hostname=host)
+        with self.lab.tx.enter():
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        return DatagramFeeder(stream, sender, endpoints, BUFFER_SIZE)
+
+
 ALL: tuple[type[Transport], ...] = (
-    Buffer, Udp4, Udp6, Mcast4, Mcast6, Tcp4, Tcp6, Pcap, Inproc, Xdp4, Xdp6,
+    Buffer, Udp4, Udp6, Mcast4, Mcast6, Tcp4, Tcp6, Pcap, Inproc, Xdp4, Xdp6, Switched,
 )  # fmt: skip
 
 
 #: Variants that take no other way through our C code than those that are left.
-VARIANTS = {"udp6", "mcast4", "mcast6", "tcp6"}
+VARIANTS = {"udp6", "mcast4", "mcast6", "tcp6", "switched"}
 #: Leave these out, where everything is slow.
 FEW = os.environ.get("XDPSPEAD_FEW_VARIANTS") == "1"
 
 
 def parameters(chosen: Callable[[type[Transport]], bool] = lambda _: True) -> list[Any]:
     """Return the chosen transports as parameters of a fixture, with their names and marks."""
-    marks = {"xdp4", "xdp6"}
+    marks = {"xdp4", "xdp6", "switched"}
     return [
         pytest.param(t, id=t.name, marks=[pytest.mark.ours, pytest.mark.xdp] * (t.name in marks))
         for t in ALL

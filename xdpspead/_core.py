@@ -312,9 +312,11 @@ class XdpObtained:
     multi_buffer: bool
     frame_size: int
     memory: int
+    busy_poll: bool | None  # None: not known until a packet comes
+    napi_ids: tuple[int, ...] = ()  # those that are known
 
     @classmethod
-    def of(cls, obtained: Any) -> XdpObtained:
+    def of(cls, obtained: Any, n_queues: int = 0) -> XdpObtained:
         """Return what a ``struct xps_xdp_obtained`` says."""
         return cls(
             native=obtained.mode == lib.XPS_XDP_NATIVE,
@@ -322,6 +324,10 @@ class XdpObtained:
             multi_buffer=bool(obtained.multi_buffer),
             frame_size=int(obtained.frame_size),
             memory=int(obtained.memory),
+            busy_poll={lib.XPS_XDP_SLEEPS: False, lib.XPS_XDP_BUSY_POLLS: True}.get(
+                obtained.busy_poll
+            ),
+            napi_ids=tuple(filter(None, (obtained.napi_ids[i] for i in range(n_queues)))),
         )
 
 
@@ -859,6 +865,7 @@ class Stream:
         zero_copy: ZeroCopy,
         max_poll: int,
         workers: int,
+        busy_poll_budget: int,
     ) -> XdpObtained | None:
         """Receive on `queues` of the port.
 
@@ -896,13 +903,15 @@ class Stream:
                 "zero_copy": zero_copy,
                 "max_poll": max_poll,
                 "n_workers": workers,
+                "busy_poll_budget": busy_poll_budget,
             },
         )
-        obtained = ffi.new("struct xps_xdp_obtained *")
+        napi_ids = ffi.new("uint32_t[]", len(queues))
+        obtained = ffi.new("struct xps_xdp_obtained *", {"napi_ids": napi_ids})
         fail = ffi.new("struct xps_fail *")
         code = lib.xps_add_xdp_reader(self.c, port.c, config, obtained, fail)
         if code < 0:
             _raise(code, fail)
         if obtained.mode == lib.XPS_XDP_AUTO:
             return None
-        return XdpObtained.of(obtained)
+        return XdpObtained.of(obtained, len(queues))

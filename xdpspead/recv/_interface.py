@@ -83,6 +83,19 @@ def find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> Interface:
     )
 
 
+@outside_event_loops
+def addresses_of(index: int) -> frozenset[bytes]:
+    """Return the addresses of an interface, packed."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        texts = [
+            (message["family"], message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))
+            for message in netlink.get_addr(index=index)
+        ]
+    return frozenset(socket.inet_pton(family, text) for family, text in texts if text)
+
+
 def choose_queues(config: UdpXdpConfig, interface: Interface) -> list[int]:
     queues = list(range(interface.n_queues)) if config.queues is None else config.queues
     for queue in queues:

@@ -37,6 +37,9 @@ class ReaderInfo:
         Bytes of packet buffers.
     workers : int
         Threads that read it.
+    busy_poll : bool or None
+        Whether an AF_XDP reader polls its device. None if that will not be known until a packet has
+        come, as on kernels before 6.13; the statistic ``xdpspead.xdp_busy_polls`` then tells.
     driver : str or None
         Name of the interface's driver.
     why_copy : str or None
@@ -54,6 +57,7 @@ class ReaderInfo:
     zero_copy: bool = False
     memory: int = 0
     workers: int = 1
+    busy_poll: bool | None = False
     driver: str | None = None
     why_copy: str | None = None
     steer: tuple[str, ...] = ()

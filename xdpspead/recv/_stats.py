@@ -103,6 +103,7 @@ class QueueStats:
     rx_invalid: int = 0
     rx_ring_full: int = 0
     fill_ring_empty: int = 0
+    busy_polls: int = 0
 
     def __add__(self, other: QueueStats) -> QueueStats:
         _, _, read, *mine = astuple(self)

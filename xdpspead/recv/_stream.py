@@ -17,7 +17,7 @@ from .._errors import Empty, NotContiguousError, Stopped
 from .._inproc import InprocQueue
 from .._log import core_log
 from .._threads import ThreadPool
-from . import _pcap, _tcp, _udp, _xdp
+from . import _pcap, _switch, _tcp, _udp, _xdp
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap, make_heap
 from ._ledger import Ledger, make_ledger
@@ -82,6 +82,7 @@ class _Stream:
         self._readers: list[ReaderInfo] = []
         self._pending: list[Begin] = []
         self._xdp_owner = _xdp.Owner(thread_pool._threads, self._config.stream_id)
+        weakref.finalize(self, self._xdp_owner.close)
         self._started = not self._config.explicit_start
         self._batch = _ITERATION_BATCH
         self._reader_thread = 0
@@ -201,6 +202,9 @@ class _Stream:
         A group that is joined on a certain interface is received from that one alone, even if other
         programs have joined it on another.
 
+        With ``XDPSPEAD_INTERFACE=eth1`` in the environment all forms but that with a socket receive
+        what comes through that interface by AF_XDP; see the page on transports.
+
         Parameters
         ----------
         max_size : int
@@ -213,13 +217,15 @@ class _Stream:
         ------
         TransportError
             If the address cannot be resolved, bound or joined.
+        XdpError
+            If ``XDPSPEAD_INTERFACE`` names no interface, or another reader has the endpoint there.
         ValueError
             If `multicast_group` is of the wrong family, or neither a group nor the address of the
             interface.
         TypeError
             If the arguments fit no form.
         """
-        self._add(_udp.prepare(args, kwargs))
+        self._add(_switch.prepare(_udp.prepare(args, kwargs), self._xdp_owner))
 
     def add_udp_xdp_reader(self, config: UdpXdpConfig) -> None:
         """Receive UDP datagrams through AF_XDP, past the kernel's network stack.
@@ -239,9 +245,7 @@ class _Stream:
             If it says no endpoint, or wants more workers than it has queues or the pool has
             threads.
         """
-        begin = _xdp.prepare(config, self._xdp_owner)
-        weakref.finalize(self, self._xdp_owner.close)
-        self._add(begin)
+        self._add(_xdp.prepare(config, self._xdp_owner))
 
     @overload
     def add_tcp_reader(

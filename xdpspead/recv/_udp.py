@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket as socket_module
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import _core
@@ -16,7 +17,31 @@ DEFAULT_MAX_SIZE: Final = 9200
 DEFAULT_BUFFER_SIZE: Final = 8 * 1024 * 1024
 
 
-def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Begin:
+@dataclass(frozen=True)
+class SocketRequest:
+    """A socket that is to be opened and read: what a port, or a group, comes to.
+
+    The attributes are the parameters of :func:`._sockets.open_socket`, and `max_size`.
+    """
+
+    family: int
+    address: str
+    port: int
+    max_size: int
+    buffer_size: int
+    interface: str | int = ""
+
+    def open(self) -> socket_module.socket:
+        return _sockets.open_socket(
+            self.family, self.address, self.port, self.buffer_size, self.interface
+        )
+
+    def __call__(self, stream: _core.Stream) -> list[ReaderInfo]:
+        """Begin to read."""
+        return [read(stream, self.open(), self.max_size)]
+
+
+def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Begin | SocketRequest:
     """Choose the form of ``add_udp_reader`` that the arguments fit, and check them."""
     first = args[0] if args else None
     if isinstance(first, socket_module.socket) or "socket" in kwargs:
@@ -43,7 +68,7 @@ def _from_port(
     max_size: int = DEFAULT_MAX_SIZE,
     buffer_size: int = DEFAULT_BUFFER_SIZE,
     bind_hostname: str = "",
-) -> Begin:
+) -> SocketRequest:
     port = port_number(port)
     max_size = count("max_size", max_size)
     buffer_size = count("buffer_size", buffer_size)
@@ -52,12 +77,7 @@ def _from_port(
     family, address = int(socket_module.AF_INET), ""
     if bind_hostname:
         family, address = resolve(bind_hostname)
-
-    def begin(stream: _core.Stream) -> list[ReaderInfo]:
-        sock = _sockets.open_socket(family, address, port, buffer_size)
-        return [read(stream, sock, max_size)]
-
-    return begin
+    return SocketRequest(family, address, port, max_size, buffer_size)
 
 
 def _is_address(host: str, family: int) -> bool:
@@ -102,7 +122,7 @@ def _from_group(
     buffer_size: int = DEFAULT_BUFFER_SIZE,
     interface_address: str = "",
     interface_index: int | None = None,
-) -> Begin:
+) -> SocketRequest:
     port = port_number(port)
     max_size = count("max_size", max_size)
     buffer_size = count("buffer_size", buffer_size)
@@ -115,12 +135,7 @@ def _from_group(
     else:
         family, interface = socket_module.AF_INET6, interface_number(interface_index)
         address = _resolve_group6(multicast_group)
-
-    def begin(stream: _core.Stream) -> list[ReaderInfo]:
-        sock = _sockets.open_socket(family, address, port, buffer_size, interface)
-        return [read(stream, sock, max_size)]
-
-    return begin
+    return SocketRequest(family, address, port, max_size, buffer_size, interface)
 
 
 def read(

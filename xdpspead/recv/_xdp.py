@@ -26,6 +26,7 @@ from . import _sockets, _steering, _udp, _zero_copy
 from ._endpoints import Endpoint, few, resolve_endpoint, united
 from ._groups import join_groups
 from ._interface import Interface, choose_queues, find_interface
+from ._napi import defer_interrupts
 from ._reader import Begin, ReaderInfo
 from ._xdp_config import UdpXdpConfig
 
@@ -137,13 +138,18 @@ def prepare(config: UdpXdpConfig, owner: Owner) -> Begin:
         try:
             info = open_reader(stream, config, owner)
         except XdpError as error:
-            if not config.fallback:
+            if not config.fallback or takes_from_us(error):
                 raise
             LOGGER.warning("%s; reading ordinary UDP sockets instead", error)
             return _read_fallback(stream, config)
         return [] if info is None else [info]
 
     return begin
+
+
+def takes_from_us(error: XdpError) -> bool:
+    """Whether another reader has an endpoint: its packets would never come to a socket instead."""
+    return error.errno == errno.EADDRINUSE
 
 
 def _fallback_interface(config: UdpXdpConfig, family: int) -> str | int:
@@ -239,8 +245,11 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
                 zero_copy.ask,
                 config.max_poll,
                 config.workers,
+                config.busy_poll_budget if config.busy_poll else 0,
             )
         if obtained is not None:
+            if obtained.busy_poll is not False:
+                settings.callback(defer_interrupts(interface, obtained.napi_ids))
             owner.settings.push(settings.pop_all())
         if stream.stopped:  # meanwhile, and maybe before it could see them
             owner.close()
@@ -266,6 +275,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         zero_copy=obtained.zero_copy,
         memory=obtained.memory,
         workers=config.workers,
+        busy_poll=obtained.busy_poll,
         driver=interface.driver or None,
         why_copy=zero_copy.outcome(zero_copy=obtained.zero_copy) or None,
         steer=steer,

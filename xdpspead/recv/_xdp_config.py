@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from .._addresses import endpoint_with_source
-from .._arguments import Config, count
+from .._arguments import Config, count, flag
 from ._endpoints import UserEndpoint
 
 _MODES: Final = ("auto", "native", "generic")
@@ -58,16 +58,25 @@ class UdpXdpConfig(Config):
         heap must then come through one queue (they do if they come from one flow: one sender
         address and port to one destination), and heaps of different workers come in no particular
         order. Memory for partial heaps is bounded by workers x substreams x max_heaps.
+    busy_poll : bool
+        Whether the worker calls the device's driver itself, all the time, instead of sleeping until
+        an interrupt does. It uses up a core. Interrupts of the queues are deferred meanwhile.
+    busy_poll_budget : int
+        Packets that the driver may handle in one such call, 1 to 65535.
     fallback : bool
-        Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had.
+        Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had. Not where
+        another reader of this process has the endpoint: no packet would come to the socket.
     """
 
     DEFAULT_BUFFER_SIZE: ClassVar[int] = 32 * 1024 * 1024
     DEFAULT_MAX_SIZE: ClassVar[int] = 9200
     DEFAULT_MAX_POLL: ClassVar[int] = 0
+    DEFAULT_BUSY_POLL_BUDGET: ClassVar[int] = 64
 
     __slots__ = (
         "_buffer_size",
+        "_busy_poll",
+        "_busy_poll_budget",
         "_endpoints",
         "_fallback",
         "_interface",
@@ -93,6 +102,8 @@ class UdpXdpConfig(Config):
         self._steer = "none"
         self._max_poll = self.DEFAULT_MAX_POLL
         self._workers = 1
+        self._busy_poll = False
+        self._busy_poll_budget = self.DEFAULT_BUSY_POLL_BUDGET
         self._fallback = False
         self._set(kwargs)
 
@@ -211,6 +222,27 @@ class UdpXdpConfig(Config):
         if workers > _MOST_WORKERS:
             raise ValueError(f"workers cannot be {workers}, it must be at most {_MOST_WORKERS}")
         self._workers = workers
+
+    @property
+    def busy_poll(self) -> bool:
+        """Whether the worker calls the device's driver itself."""
+        return self._busy_poll
+
+    @busy_poll.setter
+    def busy_poll(self, value: bool) -> None:
+        self._busy_poll = flag("busy_poll", value)
+
+    @property
+    def busy_poll_budget(self) -> int:
+        """Packets that the driver may handle in one such call."""
+        return self._busy_poll_budget
+
+    @busy_poll_budget.setter
+    def busy_poll_budget(self, value: int) -> None:
+        budget = count("busy_poll_budget", value, 1)
+        if budget > 65535:
+            raise ValueError(f"busy_poll_budget must be at most 65535, not {budget}")
+        self._busy_poll_budget = budget
 
     @property
     def fallback(self) -> bool:
