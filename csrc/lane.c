@@ -699,7 +699,7 @@ static int lane_new(struct xps_lane **made, struct xps_lanes *lanes)
 
 	if (!lane)
 		return -ENOMEM;
-	err = xps_window_init(&lane->window, &lanes->window);
+	err = xps_window_init(&lane->window, &lanes->window_config);
 	if (err) {
 		free(lane);
 		return err;
@@ -790,7 +790,7 @@ int xps_lanes_init(struct xps_lanes *lanes, struct xps_pool *pool, const struct 
 		.pool = pool,
 		.log = log,
 		.nap_ns = config->nap_ns,
-		.window = {
+		.window_config = {
 			.rules = {
 				.allocator = allocator,
 				.max_heap_size = config->max_heap_size,

@@ -22,12 +22,12 @@ struct xps_lane;
 struct xps_lanes {
 	struct xps_pool *pool;
 	struct xps_log *log;
-	struct xps_window_config window; /* each lane has such a window */
+	struct xps_window_config window_config; /* of each lane's window */
 	int64_t nap_ns;
 	struct xps_ring ring;
 
-	pthread_mutex_t
-		lock; /* guards all below; taken last, but for a loop's own; never held over anything that waits */
+	/* Guards all below. Taken last, but for a loop's own lock; never held over anything that waits. */
+	pthread_mutex_t lock;
 	uint64_t stats[XPS_N_STATS];
 	struct xps_queue_table *queues;      /* of all readers, those that have ended too */
 	struct xps_lane *all[XPS_MAX_LANES]; /* the first `n`; none goes before the stream does */

@@ -7,8 +7,10 @@ for each queue; the driver's counters say which it is.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
+import importlib
 import json
 import os
 import threading
@@ -404,6 +406,51 @@ def test_reader_that_begins_with_the_stream_has_its_workers(lab):
     for queue in range(QUEUES):
         senders.send(queue, one_packet(queue))
     assert sorted(heap.cnt for heap in take(stream, QUEUES)) == [0, 1, 2, 3]
+
+
+def test_workers_feed_an_asyncio_stream(lab):
+    async def main():
+        stream = importlib.import_module(f"{recv.__name__}.asyncio").Stream(sp.ThreadPool(2))
+        with stream:
+            port = lab.add_reader(stream, workers=2)
+            await asyncio.to_thread(send_from_many_ports, port)
+            cnts = [(await asyncio.wait_for(stream.get(), DEADLINE)).cnt for _ in range(100)]
+            assert sorted(cnts) == list(range(100))
+
+    def send_from_many_ports(port):
+        for cnt in range(100):
+            lab.sender(port).send(one_packet(cnt))
+
+    asyncio.run(main())
+
+
+def test_forked_child_leaves_the_workers_of_its_parent_alone(lab):
+    stream, port = receiver(lab, 2)
+    senders = Senders(lab, stream, port)
+    ready_out, ready_in = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            stream.stop()
+            status = int(stream.stats.packets != 0)
+        finally:
+            os.close(ready_in)
+            os.read(ready_out, 1)  # until the parent is done
+            os._exit(status)
+    try:
+        for queue in range(QUEUES):
+            senders.send(queue, one_packet(queue))
+        assert sorted(heap.cnt for heap in take(stream, QUEUES)) == [0, 1, 2, 3]
+        stream.stop()
+        lab.wait_detached()
+        again, port = receiver(lab, 2)  # the child's copies do not keep the queues
+        lab.assert_receives(again, port)
+    finally:
+        os.close(ready_in)
+        os.close(ready_out)
+        assert os.waitpid(child, 0) == (child, 0)
+    assert_ledger(stream.stats)
 
 
 # What cannot be

@@ -96,6 +96,23 @@ static void settle(struct xps_loop *loop)
 	xps_loop_call(loop, &task);
 }
 
+static void test_loops_are_given_out_in_turn_and_not_twice_to_one_user_while_there_are_others(void)
+{
+	struct xps_pool *pool = new_pool(3);
+	struct xps_loop *loops[6];
+
+	for (int i = 0; i < 6; i++)
+		loops[i] = xps_pool_loop(pool);
+	for (int i = 0; i < 3; i++) {
+		CHECK(loops[i] == loops[i + 3]);
+		CHECK(loops[i] != loops[(i + 1) % 3]);
+		for (int k = 0; k < 3; k++) /* whoever's turn it is */
+			CHECK(xps_pool_loop_besides(pool, &loops[i], 2) == loops[(i + 2) % 3]);
+	}
+	CHECK(xps_pool_loop_besides(pool, loops, 3)); /* there are no others */
+	xps_pool_free(pool);
+}
+
 static void test_tasks_run_in_the_order_they_were_posted(void)
 {
 	enum { N = 100 };
@@ -896,6 +913,7 @@ static void test_cpu_time_is_counted_and_kept_after_the_end(void)
 
 int main(void)
 {
+	test_loops_are_given_out_in_turn_and_not_twice_to_one_user_while_there_are_others();
 	test_tasks_run_in_the_order_they_were_posted();
 	test_task_that_waits_is_not_queued_twice();
 	test_call_on_the_loops_own_thread_runs_at_once();

@@ -508,6 +508,25 @@ static void test_packets_after_the_stop_are_taken_and_counted(void)
 	close_window(window);
 }
 
+static void test_packets_after_an_end_from_outside_need_no_room(void)
+{
+	const struct xps_window_config config = config_of(1);
+	const struct spec spec = { .cnt = 1 };
+	uint8_t *data = new_packet(&spec);
+	const struct xps_view view = { .data = data, .length = (uint32_t)spec_size(&spec) };
+	struct xps_window *window = open_window(&config);
+
+	push_whole(window, 0);
+	CHECK_EQ(xps_window_push(window, &view, 1, 0), 0); /* a heap is in the outbox, and there is no credit */
+	window->ended = true;
+	CHECK_EQ(xps_window_push(window, &view, 1, 0), 1);
+	CHECK_EQ(window->stats[XPS_STAT_AFTER_STOP], 1);
+	CHECK_EQ(window->stats[XPS_STAT_PACKETS], 1);
+	take(window, 0, true);
+	free(data);
+	close_window(window);
+}
+
 static void test_stop_item_is_data_when_it_need_not_stop(void)
 {
 	struct xps_window_config config = config_of(1);
@@ -723,6 +742,7 @@ int main(void)
 
 	test_stop_item_ends_the_stream_and_its_heap_is_nobodys();
 	test_packets_after_the_stop_are_taken_and_counted();
+	test_packets_after_an_end_from_outside_need_no_room();
 	test_stop_item_is_data_when_it_need_not_stop();
 	test_stop_item_in_a_heap_with_more_to_come_ends_the_stream_at_once();
 	test_flush_empties_each_substream_from_the_oldest();

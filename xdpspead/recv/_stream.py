@@ -465,9 +465,9 @@ class _Stream:
 class Stream(_Stream):
     """A stream of heaps.
 
-    Packets with the same heap identifier belong to the same heap, whichever reader brought them.
-    Iterate over it, or call :meth:`get`, to have the heaps. Used as a context manager it is stopped
-    at the end.
+    Packets with the same heap identifier belong to the same heap, whichever reader brought them
+    (unless a reader has several workers, see :attr:`.UdpXdpConfig.workers`). Iterate over it, or
+    call :meth:`get`, to have the heaps. Used as a context manager it is stopped at the end.
 
     Parameters
     ----------
