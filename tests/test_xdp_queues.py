@@ -171,13 +171,13 @@ def test_heap_may_come_through_several_queues_with_one_worker(lab):
 def test_with_workers_only_the_queues_of_one_worker_build_heaps_together(lab):
     stream, port = receiver(lab, 2)
     senders = Senders(lab, stream, port)
-    first, second = (packet.encode() for packet in simple_heap(1, 2000).packets(1000))
+    first, second = (packet.encode() for packet in simple_heap(77, 2000).packets(1000))
     for queue, packet in ((0, first), (1, second)):  # the second worker lacks what is before
         senders.send(queue, packet)
         settled(stream, senders.sent)
     assert refusals(stream.stats) == {"gap": 1}
     senders.send(2, second)  # dealt out in turn: 0 and 2, 1 and 3
-    assert payload(next_heap(stream)) == pattern(1, 2000)
+    assert payload(next_heap(stream)) == pattern(77, 2000)
 
 
 @pytest.mark.parametrize("queues", [[0], [2], [3, 1], [2, 0, 1]])
@@ -307,7 +307,7 @@ def test_end_in_the_middle_of_traffic_accounts_for_every_packet(lab, workers, en
     enough = threading.Event()
 
     def send():
-        while not enough.is_set():
+        while not enough.wait(0.0002):  # or it would hardly let the reading thread run
             for queue in range(QUEUES):
                 senders.send(queue, one_packet(queue, 1000))
 
