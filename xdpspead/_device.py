@@ -5,7 +5,6 @@ The numbers are those of the whole interface, whoever the packets were for.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
 import itertools
@@ -17,6 +16,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
+
+from . import _ethtool
 
 _TIMEOUT_S: Final = 1.0
 #: No answer: there is no such interface, or no socket any more.
@@ -43,13 +44,6 @@ LINK_LOSSES: Final[Mapping[str, int]] = {
 }
 
 _SIOCGIFNAME: Final = 0x8910
-_SIOCETHTOOL: Final = 0x8946
-_ETHTOOL_GDRVINFO: Final = 0x03
-_ETHTOOL_GSTRINGS: Final = 0x1B
-_ETHTOOL_GSTATS: Final = 0x1D
-_ETHTOOL_GSSET_INFO: Final = 0x37
-_ETH_SS_STATS: Final = 1
-_STRING: Final = 32
 
 #: Names in ``ethtool -S`` of what a device or its driver lost for want of memory, descriptors or
 #: time, by the drivers that have them. Some count each queue, and the sum of all besides.
@@ -123,7 +117,7 @@ class Device:
         self._link = self._ask_link()
         self._ethtool = self._ask_ethtool()
         link, ethtool = dict.fromkeys(self._link, 0), dict.fromkeys(self._ethtool, 0)
-        self._last = DeviceStats(name, self._ask_driver(), link, ethtool)
+        self._last = DeviceStats(name, _ethtool.driver_name(name), link, ethtool)
 
     def read(self) -> DeviceStats:
         """Return what was counted since the beginning; the last known of one that has gone."""
@@ -158,52 +152,26 @@ class Device:
 
     # ---------------------------------------------------------- ethtool
 
-    def _ioctl(self, number: int, request: bytes) -> bytes:
-        return fcntl.ioctl(self._socket, number, request)
-
-    def _command(self, command: bytes, room: int) -> bytes:
-        """Return what the kernel makes of an ethtool command with room for its answer."""
-        name = self._ioctl(_SIOCGIFNAME, struct.pack("16si20x", b"", self._index))[:16]
-        buffer = array.array("B", command.ljust(room, b"\0"))
-        self._ioctl(_SIOCETHTOOL, name + struct.pack("P16x", buffer.buffer_info()[0]))
-        return buffer.tobytes()
-
-    def _ask_driver(self) -> str:
-        try:
-            answer = self._command(struct.pack("=I", _ETHTOOL_GDRVINFO), 196)
-        except _ERRORS:
-            return ""
-        return answer[4:36].partition(b"\0")[0].decode("utf-8", "replace")
-
-    def _ask_places(self) -> dict[str, int]:
-        """Return the places of the counters that matter, by name."""
-        ask = struct.pack("=IIQI", _ETHTOOL_GSSET_INFO, 0, 1 << _ETH_SS_STATS, 0)
-        answer = self._command(ask, 20)
-        _, _, mask, n = struct.unpack_from("=IIQI", answer)
-        if not mask:
-            return {}
-        self._n_counters = n
-        ask = struct.pack("=III", _ETHTOOL_GSTRINGS, _ETH_SS_STATS, n)
-        text = self._command(ask, 12 + n * _STRING)[12:]
-        names = [
-            text[i * _STRING : (i + 1) * _STRING].partition(b"\0")[0].decode("utf-8", "replace")
-            for i in range(n)
-        ]
-        return {name: i for i, name in enumerate(names) if _DRIVER_LOSS.fullmatch(name)}
+    def _name(self) -> str:
+        """Return what the interface is called now."""
+        ask = struct.pack("16si20x", b"", self._index)
+        answer = fcntl.ioctl(self._socket, _SIOCGIFNAME, ask)
+        return answer[:16].partition(b"\0")[0].decode()
 
     def _ask_ethtool(self) -> dict[str, int]:
         try:
+            name = self._name()
             if self._places is None:
-                self._places = self._ask_places()
+                names = _ethtool.statistic_names(name, self._socket)
+                self._n_counters = len(names)
+                # The places of those that matter.
+                self._places = {n: i for i, n in enumerate(names) if _DRIVER_LOSS.fullmatch(n)}
             if not self._places:
                 return {}
-            ask = struct.pack("=II", _ETHTOOL_GSTATS, self._n_counters)
-            values = self._command(ask, 8 + self._n_counters * 8)
+            values = _ethtool.statistic_values(name, self._n_counters, self._socket)
         except _ERRORS:
             return {}
-        (n,) = struct.unpack_from("=I", values, 4)
-        counters = struct.unpack_from(f"={n}Q", values, 8)
-        return {name: counters[i] for name, i in self._places.items() if i < n}
+        return {name: values[i] for name, i in self._places.items() if i < len(values)}
 
 
 class Devices:

@@ -1,4 +1,4 @@
-"""What drivers are asked through the ioctl SIOCETHTOOL: their names, and receive-flow rules.
+"""What drivers are asked by SIOCETHTOOL: their names, statistics, and receive-flow rules.
 
 Layouts and numbers are those of ``linux/ethtool.h``. Nothing here needs a privilege but the
 requests that :meth:`FlowRule.request` and :func:`delete_request` make, which others send.
@@ -16,16 +16,21 @@ from typing import Final
 
 _SIOCETHTOOL: Final = 0x8946
 _GDRVINFO: Final = 0x03
+_GSTRINGS: Final = 0x1B
+_GSTATS: Final = 0x1D
 _GFLAGS: Final = 0x25
 _GRXCLSRLCNT: Final = 0x2E
 _GRXCLSRULE: Final = 0x2F
 _GRXCLSRLALL: Final = 0x30
 _SRXCLSRLDEL: Final = 0x31
 _SRXCLSRLINS: Final = 0x32
+_GSSET_INFO: Final = 0x37
 
 _DRVINFO_SIZE: Final = 196
 _DRIVER: Final = slice(4, 36)
 _FLAG_NTUPLE: Final = 1 << 27  # ETH_FLAG_NTUPLE
+_SS_STATS: Final = 1  # ETH_SS_STATS
+_STRING_SIZE: Final = 32
 
 #: struct ethtool_rxnfc up to `rule_cnt`, with struct ethtool_rx_flow_spec in it: cmd, flow_type,
 #: data; flow_type, h_u, h_ext, m_u, m_ext, ring_cookie, location, padding; rule_cnt.
@@ -48,12 +53,19 @@ _UDP: Final = {
 }
 
 
-def _ioctl(interface: str, request: bytes) -> bytes:
+def _ioctl(interface: str, request: bytes, sock: socket.socket | None = None) -> bytes:
+    """Return what the kernel makes of a request; by a socket, in whose network namespace."""
+    if sock is None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            return _ioctl(interface, request, sock)
     buffer = array.array("B", request)
     address, _ = buffer.buffer_info()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), address))
+    fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), address))
     return buffer.tobytes()
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode(errors="replace")
 
 
 def driver_name(interface: str) -> str:
@@ -62,7 +74,25 @@ def driver_name(interface: str) -> str:
         info = _ioctl(interface, struct.pack("=I", _GDRVINFO).ljust(_DRVINFO_SIZE, b"\0"))
     except OSError:
         return ""
-    return info[_DRIVER].partition(b"\0")[0].decode(errors="replace")
+    return _text(info[_DRIVER])
+
+
+def statistic_names(interface: str, sock: socket.socket) -> list[str]:
+    """Return the names of a driver's statistics (``ethtool -S``), empty if it has none."""
+    ask = struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _SS_STATS, 0)
+    _, _, known, n = struct.unpack("=IIQI", _ioctl(interface, ask, sock))
+    if not known:
+        return []
+    ask = struct.pack("=III", _GSTRINGS, _SS_STATS, n)
+    text = _ioctl(interface, ask + bytes(n * _STRING_SIZE), sock)[len(ask) :]
+    return [_text(text[i : i + _STRING_SIZE]) for i in range(0, n * _STRING_SIZE, _STRING_SIZE)]
+
+
+def statistic_values(interface: str, n: int, sock: socket.socket) -> tuple[int, ...]:
+    """Return the values of a driver's `n` statistics, in the order of their names."""
+    answer = _ioctl(interface, struct.pack("=II", _GSTATS, n) + bytes(n * 8), sock)
+    (found,) = struct.unpack_from("=I", answer, 4)
+    return struct.unpack_from(f"={min(found, n)}Q", answer, 8)
 
 
 def ntuple_is_on(interface: str) -> bool:
