@@ -382,7 +382,13 @@ def test_every_loss_is_a_statistic_with_advice_and_on_the_page():
 def test_every_statistic_of_ours_has_a_place_in_the_ledger():
     seen = {reason.name for reason in _ledger.REASONS}
     counted = {"udp_packets", "pcap_packets", "pcap_joined", "xdp_matched", "xdp_redirected"}
-    informative = {"tcp_skipped_bytes", "xdp_rx_invalid", "xdp_fill_ring_empty", "xdp_busy_polls"}
+    informative = {
+        "tcp_skipped_bytes",
+        "xdp_rx_invalid",
+        "xdp_fill_ring_empty",
+        "xdp_busy_polls",
+        "xdp_other_source",
+    }
     ours = {name.removeprefix("xdpspead.") for name in new_stream().stats if "." in name}
     assert ours == seen | counted | informative
 

@@ -177,6 +177,10 @@ def test_capture_file_is_read(tmp_path: Path) -> None:
         (["8888", "--pcap", "x"], "--filter"),
         (["8888", "--filter", "udp"], "--pcap"),
         (["8888", "--queues", "0"], "--interface"),
+        (["8888", "--workers", "2"], "--interface"),
+        (["8888", "--busy-poll"], "--interface"),
+        (["127.0.0.1:8888@10.0.0.1"], "--interface"),
+        (["127.0.0.1:8888@"], "source"),
         (["8888", "--interface", "eth1"], "ADDRESS:PORT"),
         (["127.0.0.1:8888", "--interface", "eth1", "--queues", "a"], "--queues"),
         (["8888", "--buffer", "0"], "positive"),
@@ -253,3 +257,27 @@ def test_af_xdp_is_read_by_queue(start: Start, mode: str) -> None:
         assert (program["entered"], program["passed"]) == (9, 9)
         assert {part["queue"] for part in program["parts"]} == {0, 1}
         lab.wait_detached()
+
+
+@pytest.mark.xdp
+def test_af_xdp_is_read_from_one_source_by_several_workers(start: Start) -> None:
+    with Lab(queues=2) as lab:
+        port = target.free_port()
+        process = start(
+            *(f"{lab.rx.ipv4}:{port}@{lab.tx.ipv4}", f"{lab.rx.ipv4}:{port + 1}@192.0.2.77"),
+            *("--interface", lab.rx.interface, "--workers", "2", "--json"),
+            popen=lab.rx.popen,
+        )
+        lab.sender(port + 1).send(packets(1)[0])  # from none of its sources
+        sock = lab.sender(port)
+        for packet in [*packets(2), stop_packet().encode()]:
+            sock.send(packet)
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0  # what was not asked for is no loss
+        report = json.loads(output)
+        assert report["heaps"] == 1
+        (reader,) = report["readers"]
+        assert reader["workers"] == 2
+        assert reader["endpoints"][0] == [lab.rx.ipv4, port, lab.tx.ipv4]
+        program = next(s for s in report["ledger"]["stages"] if s["name"] == "program")
+        assert program["notes"] == {"xdp_other_source": 1}

@@ -123,7 +123,10 @@ def _add_receive(commands: Any) -> None:
         nargs="*",
         type=_endpoint,
         metavar="ENDPOINT",
-        help="ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or PORT for all of IPv4 (not with AF_XDP)",
+        help=(
+            "ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or PORT for all of IPv4 (not with AF_XDP); "
+            "with AF_XDP also ADDRESS:PORT@SOURCE, to take what one address sends"
+        ),
     )
     command.add_argument("--interface", help="receive through AF_XDP on this interface")
     command.add_argument("--pcap", metavar="FILE", help="read a capture file instead")
@@ -136,6 +139,22 @@ def _add_receive(commands: Any) -> None:
         choices=["auto", "native", "generic"],
         default="auto",
         help="how the AF_XDP program runs (default: %(default)s)",
+    )
+    command.add_argument(
+        "--workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="threads that read the queues (default: %(default)s)",
+    )
+    command.add_argument(
+        "--steer",
+        choices=["none", "ntuple"],
+        default="none",
+        help="let the device bring the packets to the queues, by receive-flow rules",
+    )
+    command.add_argument(
+        "--busy-poll", action="store_true", help="call the driver instead of waiting for interrupts"
     )
     command.add_argument(
         "--buffer",
@@ -168,15 +187,18 @@ def _add_receive(commands: Any) -> None:
     command.set_defaults(run=_run_receive, error=command.error)
 
 
-def _endpoint(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
+def _endpoint(text: str) -> tuple[str, int] | tuple[str, int, str]:
+    where, at, source = text.partition("@")
+    host, colon, port = where.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host or (colon and not host):
         raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, [ADDRESS]:PORT or PORT")
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} has no port from 1 to 65535")
-    return host, int(port)
+    if at and not source:
+        raise argparse.ArgumentTypeError(f"{text!r} has no source behind the @")
+    return (host, int(port), source) if at else (host, int(port))
 
 
 def _queues(text: str) -> list[int]:
@@ -205,6 +227,8 @@ def _positive(text: str) -> int:
 
 def _check_receive(options: argparse.Namespace) -> str | None:
     """Return what is wrong with a combination of options."""
+    from xdpspead import _receive
+
     if options.pcap is not None:
         if options.endpoints or options.interface is not None:
             return "--pcap reads a file: give neither endpoints nor --interface (see --filter)"
@@ -213,9 +237,12 @@ def _check_receive(options: argparse.Namespace) -> str | None:
     elif options.filter:
         return "--filter is for --pcap"
     if options.interface is None:
-        if options.queues is not None or options.mode != "auto":
-            return "--queues and --mode are for AF_XDP: give --interface too"
-    elif not all(host for host, _ in options.endpoints):
+        for name in ("queues", "mode", "workers", "steer", "busy_poll"):
+            if getattr(options, name) != getattr(_receive.Plan, name):
+                return f"--{name.replace('_', '-')} is for AF_XDP: give --interface too"
+        if any(len(endpoint) > 2 for endpoint in options.endpoints):
+            return "ADDRESS:PORT@SOURCE is for AF_XDP: give --interface too"
+    elif not all(endpoint[0] for endpoint in options.endpoints):
         return "AF_XDP needs the address of each endpoint: ADDRESS:PORT"
     return None
 
@@ -234,6 +261,9 @@ def _run_receive(options: argparse.Namespace) -> int:
             pcap_filter=options.filter,
             queues=options.queues,
             mode=options.mode,
+            workers=options.workers,
+            steer=options.steer,
+            busy_poll=options.busy_poll,
             buffer_size=options.buffer,
             max_size=options.max_size,
             max_heaps=options.max_heaps,

@@ -26,7 +26,7 @@ NOTHING_CAME: Final = 4
 _PROGRESS_S: Final = 1.0
 _POLL_S: Final = 0.1
 
-Endpoint = tuple[str, int]
+Endpoint = tuple[str, int] | tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Plan:
     pcap_filter: str = ""
     queues: Sequence[int] | None = None
     mode: str = "auto"
+    workers: int = 1
+    steer: str = "none"
+    busy_poll: bool = False
     buffer_size: int | None = None
     max_size: int | None = None
     max_heaps: int = 4
@@ -95,7 +98,7 @@ def run(plan: Plan) -> int:
 
 def _open(plan: Plan) -> recv.Stream:
     stream = recv.Stream(
-        xdpspead.ThreadPool(),
+        xdpspead.ThreadPool(plan.workers),
         recv.StreamConfig(max_heaps=plan.max_heaps, allow_out_of_order=plan.out_of_order),
         recv.RingStreamConfig(heaps=plan.ring_heaps),
     )
@@ -122,11 +125,14 @@ def _add_readers(stream: recv.Stream, plan: Plan) -> None:
             interface=plan.interface,
             queues=None if plan.queues is None else list(plan.queues),
             mode=plan.mode,
+            workers=plan.workers,
+            steer=plan.steer,
+            busy_poll=plan.busy_poll,
             **sizes,
         )
         stream.add_udp_xdp_reader(config)
         return
-    for host, port in plan.endpoints:
+    for host, port, *_ in plan.endpoints:
         stream.add_udp_reader(port, bind_hostname=host, **sizes)
 
 

@@ -67,9 +67,6 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "program", "xdp_extension_headers", "a sender that puts no IPv6 options into its packets"
     ),
-    Reason(
-        "program", "xdp_other_source", "other sources in `endpoints`, or none, if you want them"
-    ),
     Reason("socket", "xdp_rx_dropped", _MEMORY),
     Reason("socket", "xdp_rx_ring_full", _MEMORY),
     Reason(
@@ -131,7 +128,7 @@ _BY_STAGE: Final[Mapping[str, tuple[str, ...]]] = {
     for stage in ("program", "socket", "reader", "parser", "window", "heaps", "user")
 }
 #: What the program counts beside `matched`.
-_NOT_MATCHED: Final = frozenset({"xdp_fragments", "xdp_extension_headers", "xdp_other_source"})
+_NOT_MATCHED: Final = frozenset({"xdp_fragments", "xdp_extension_headers"})
 
 
 @dataclass(frozen=True)
@@ -396,8 +393,10 @@ def _program(stats: StreamStats) -> LedgerStage:
         parts.append(LedgerPart(queue.interface, queue.queue, entered, queue.redirected, lost))
     lost = _lost(stats, "program")
     passed = stats["xdpspead.xdp_redirected"]
+    others = stats["xdpspead.xdp_other_source"]  # were not asked for
+    notes = {"xdp_other_source": others} if others else {}
     return LedgerStage(
-        "program", "packets", passed + sum(lost.values()), passed, lost, {}, tuple(parts)
+        "program", "packets", passed + sum(lost.values()), passed, lost, notes, tuple(parts)
     )
 
 
