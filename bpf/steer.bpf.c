@@ -58,6 +58,13 @@ struct {
 	__type(value, struct xps_steer_counters);
 } counters SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct xps_steer_passed);
+} passed SEC(".maps");
+
 struct vlan {
 	__be16 tag;
 	__be16 proto;
@@ -82,28 +89,40 @@ struct packet {
 	struct xps_steer_source from; /* and to; port still 0 */
 };
 
-static __always_inline int parse_ethernet(struct packet *p, __be16 *proto)
+/* What the parsers return. */
+enum verdict {
+	PARSED,
+	OTHER,    /* nothing that could be for an endpoint */
+	UNPARSED, /* it might be */
+};
+
+static __always_inline int is_vlan(__be16 proto)
+{
+	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
+}
+
+static __always_inline enum verdict parse_ethernet(struct packet *p, __be16 *proto)
 {
 	struct ethhdr *eth = p->pos;
 	struct vlan *vlan;
 
 	if ((void *)(eth + 1) > p->end)
-		return -1;
+		return UNPARSED;
 	p->pos = eth + 1;
 	p->offset = sizeof(*eth);
 	*proto = eth->h_proto;
 #pragma unroll
 	for (int i = 0; i < MAX_VLANS; i++) {
-		if (*proto != bpf_htons(ETH_P_8021Q) && *proto != bpf_htons(ETH_P_8021AD))
+		if (!is_vlan(*proto))
 			break;
 		vlan = p->pos;
 		if ((void *)(vlan + 1) > p->end)
-			return -1;
+			return UNPARSED;
 		p->pos = vlan + 1;
 		p->offset += sizeof(*vlan);
 		*proto = vlan->proto;
 	}
-	return 0;
+	return is_vlan(*proto) ? UNPARSED : PARSED;
 }
 
 /* Word by word: see the top. The barrier keeps the compiler from making one sum of it. */
@@ -121,13 +140,13 @@ static __always_inline void skip_options(struct packet *p, __u32 n_words)
 	p->pos = pos;
 }
 
-static __always_inline int parse_ipv4(struct packet *p)
+static __always_inline enum verdict parse_ipv4(struct packet *p)
 {
 	struct iphdr *ip = p->pos;
 	__u32 header;
 
 	if ((void *)(ip + 1) > p->end || ip->version != 4 || ip->ihl < 5)
-		return -1;
+		return UNPARSED;
 	header = ip->ihl * 4;
 	p->proto = ip->protocol;
 	p->shape = ip->frag_off & bpf_htons(IPV4_FRAGMENT) ? FRAGMENT : WHOLE;
@@ -139,7 +158,7 @@ static __always_inline int parse_ipv4(struct packet *p)
 	__builtin_memcpy(p->from.address, &ip->saddr, 4);
 	p->pos = ip + 1;
 	skip_options(p, ip->ihl - 5);
-	return 0;
+	return PARSED;
 }
 
 static __always_inline int is_extension(__u8 proto)
@@ -151,23 +170,23 @@ static __always_inline int is_extension(__u8 proto)
  * One header is looked into, for what follows it: what a querier or a neighbour says to everybody is not for an
  * endpoint. What begins with two may be.
  */
-static __always_inline int parse_extension(struct packet *p)
+static __always_inline enum verdict parse_extension(struct packet *p)
 {
 	__u8 *next = p->pos;
 
 	if ((void *)(next + 1) > p->end)
-		return -1;
+		return UNPARSED;
 	p->shape = p->proto == IPPROTO_FRAGMENT ? FRAGMENT : EXTENDED;
 	p->proto = is_extension(*next) || *next == IPPROTO_FRAGMENT ? IPPROTO_UDP : *next;
-	return 0;
+	return PARSED;
 }
 
-static __always_inline int parse_ipv6(struct packet *p)
+static __always_inline enum verdict parse_ipv6(struct packet *p)
 {
 	struct ipv6hdr *ip = p->pos;
 
 	if ((void *)(ip + 1) > p->end || ip->version != 6)
-		return -1;
+		return UNPARSED;
 	p->proto = ip->nexthdr;
 	p->ip_rest = bpf_ntohs(ip->payload_len);
 	p->ip_length = sizeof(*ip) + p->ip_rest;
@@ -175,7 +194,7 @@ static __always_inline int parse_ipv6(struct packet *p)
 	__builtin_memcpy(p->from.to.address, &ip->daddr, 16);
 	__builtin_memcpy(p->from.address, &ip->saddr, 16);
 	p->pos = ip + 1;
-	return p->proto == IPPROTO_FRAGMENT || is_extension(p->proto) ? parse_extension(p) : 0;
+	return p->proto == IPPROTO_FRAGMENT || is_extension(p->proto) ? parse_extension(p) : PARSED;
 }
 
 /* Address and port first, then any address and the port. If only the source is wrong, `other` is who counts that. */
@@ -209,25 +228,42 @@ static __always_inline struct xps_steer_counters *counters_of(struct xps_steer_t
 	return bpf_map_lookup_elem(&counters, &entry);
 }
 
+static __always_inline int pass(enum verdict verdict)
+{
+	struct xps_steer_passed *count;
+	__u32 entry = 0;
+
+	count = bpf_map_lookup_elem(&passed, &entry);
+	if (count && verdict == UNPARSED)
+		count->unparsed++;
+	else if (count)
+		count->others++;
+	return XDP_PASS;
+}
+
 /* The port is not known: whoever has the address counts. */
 static __always_inline int pass_shape(struct packet *p, __u32 queue)
 {
 	struct xps_steer_target *other = NULL, *target = find(p, &other);
 	struct xps_steer_counters *count = target ? counters_of(target, queue) : NULL;
 
-	if (count && p->shape == FRAGMENT)
+	if (!count)
+		return pass(OTHER);
+	if (p->shape == FRAGMENT)
 		count->fragments++;
-	else if (count)
+	else
 		count->extensions++;
 	return XDP_PASS;
 }
 
-static __always_inline int pass_other_source(struct xps_steer_target *target, __u32 queue)
+/* No endpoint; or one of `other`, but from none of its sources. */
+static __always_inline int pass_without(struct xps_steer_target *other, __u32 queue)
 {
-	struct xps_steer_counters *count = target ? counters_of(target, queue) : NULL;
+	struct xps_steer_counters *count = other ? counters_of(other, queue) : NULL;
 
-	if (count)
-		count->other_source++;
+	if (!count)
+		return pass(OTHER);
+	count->other_source++;
 	return XDP_PASS;
 }
 
@@ -256,17 +292,21 @@ static __always_inline int has_bad_length(struct xdp_md *ctx, struct packet *p, 
 	return length < sizeof(*udp) || length != p->ip_rest || p->offset + p->ip_length > frame_length(ctx, old);
 }
 
-static __always_inline int parse(struct packet *p)
+static __always_inline enum verdict parse(struct packet *p)
 {
+	enum verdict verdict;
 	__be16 proto;
 
-	if (parse_ethernet(p, &proto))
-		return -1;
+	verdict = parse_ethernet(p, &proto);
+	if (verdict != PARSED)
+		return verdict;
 	if (proto == bpf_htons(ETH_P_IP))
-		return parse_ipv4(p);
-	if (proto == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(p);
-	return -1;
+		verdict = parse_ipv4(p);
+	else if (proto == bpf_htons(ETH_P_IPV6))
+		verdict = parse_ipv6(p);
+	else
+		return OTHER;
+	return verdict == PARSED && p->proto != IPPROTO_UDP ? OTHER : verdict;
 }
 
 static __always_inline int steer_packet(struct xdp_md *ctx, int old)
@@ -274,22 +314,21 @@ static __always_inline int steer_packet(struct xdp_md *ctx, int old)
 	struct packet p = { .pos = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end };
 	struct xps_steer_target *target, *other = NULL;
 	struct xps_steer_counters *count;
+	enum verdict verdict = parse(&p);
 	struct udphdr *udp;
 
-	if (parse(&p) || p.proto != IPPROTO_UDP)
-		return XDP_PASS;
+	if (verdict != PARSED)
+		return pass(verdict);
 	if (p.shape != WHOLE)
 		return pass_shape(&p, ctx->rx_queue_index);
 	udp = p.pos;
 	if ((void *)(udp + 1) > p.end || !udp->dest)
-		return XDP_PASS;
+		return pass(UNPARSED);
 	p.from.to.port = udp->dest;
 	target = find(&p, &other);
-	if (!target)
-		return pass_other_source(other, ctx->rx_queue_index);
-	count = counters_of(target, ctx->rx_queue_index);
+	count = target ? counters_of(target, ctx->rx_queue_index) : NULL;
 	if (!count)
-		return XDP_PASS;
+		return pass_without(other, ctx->rx_queue_index);
 	count->matched++;
 	if (has_bad_length(ctx, &p, udp, old)) {
 		count->bad_length++;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * steer - what the BPF program and the process that loads it tell each other: keys and values of the four maps.
+ * steer - what the BPF program and the process that loads it tell each other: keys and values of the five maps.
  *
  * A *slot* is one reader's share of the maps. It owns as many consecutive entries in `sockets` and `counters` as the
  * interface has receive queues; the entry of (slot, queue) is `slot * n_queues + queue`. An endpoint carries the first
@@ -10,6 +10,7 @@
  *     sources    hash, likewise: for endpoints that are received from certain sources only
  *     sockets    XSKMAP, written by the process, read by the program
  *     counters   per-CPU array, written by the program, read (and zeroed before a slot is used again) by the process
+ *     passed     per-CPU array of one entry, written by the program, read by the process: what is for no slot
  */
 #pragma once
 
@@ -53,7 +54,14 @@ struct xps_steer_counters {
 	__u64 other_source; /* passed: addressed to an endpoint, but from none of its sources */
 };
 
+/* Value of `passed`: packets that were passed and are in no slot's counters. */
+struct xps_steer_passed {
+	__u64 unparsed; /* IP, perhaps: more than two VLAN tags, or headers that are cut short or contradict themselves */
+	__u64 others;   /* for no endpoint: other ports, addresses and protocols */
+};
+
 _Static_assert(sizeof(struct xps_steer_endpoint) == 20, "no padding in a hash key");
 _Static_assert(sizeof(struct xps_steer_source) == 36, "no padding in a hash key");
 _Static_assert(sizeof(struct xps_steer_target) == 12, "same layout on both sides");
 _Static_assert(sizeof(struct xps_steer_counters) == 56, "same layout on both sides");
+_Static_assert(sizeof(struct xps_steer_passed) == 16, "same layout on both sides");

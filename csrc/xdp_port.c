@@ -155,6 +155,21 @@ struct xps_steer_counters xps_xdp_port_counters(struct xps_xdp_port *port, int s
 	return sum;
 }
 
+void xps_xdp_port_passed(struct xps_xdp_port *port, uint64_t *unparsed, uint64_t *others)
+{
+	struct xps_steer_passed *values = calloc(port->program.n_cpus, sizeof(*values));
+	const uint32_t entry = 0;
+
+	*unparsed = *others = 0;
+	if (values && !bpf_map_lookup_elem(port->program.passed_fd, &entry, values)) {
+		for (uint32_t cpu = 0; cpu < port->program.n_cpus; cpu++) {
+			*unparsed += values[cpu].unparsed;
+			*others += values[cpu].others;
+		}
+	}
+	free(values);
+}
+
 static int zero_counters(struct xps_xdp_port *port, int slot)
 {
 	struct xps_steer_counters *zeros = counters_alloc(port);

@@ -195,6 +195,7 @@ int xps_xdp_program_load(struct xps_xdp_program *program, uint32_t n_queues, enu
 	program->sources_fd = bpf_object__find_map_fd_by_name(program->object, "sources");
 	program->sockets_fd = bpf_object__find_map_fd_by_name(program->object, "sockets");
 	program->counters_fd = bpf_object__find_map_fd_by_name(program->object, "counters");
+	program->passed_fd = bpf_object__find_map_fd_by_name(program->object, "passed");
 	program->n_cpus = (uint32_t)libbpf_num_possible_cpus();
 	if (!bpf_obj_get_info_by_fd(program->fd, &info, &length))
 		program->id = info.id;

@@ -21,7 +21,7 @@ struct xps_xdp_program {
 	struct bpf_object *object;
 	int fd;
 	int link_fd; /* -1 until attached */
-	int endpoints_fd, sources_fd, sockets_fd, counters_fd;
+	int endpoints_fd, sources_fd, sockets_fd, counters_fd, passed_fd;
 	uint32_t id;
 	uint32_t n_cpus; /* values per entry of `counters` */
 	bool frags;      /* takes packets in several buffers */

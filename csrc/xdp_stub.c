@@ -46,6 +46,12 @@ int xps_xdp_port_mode(struct xps_xdp_port *port)
 	return XPS_XDP_AUTO;
 }
 
+void xps_xdp_port_passed(struct xps_xdp_port *port, uint64_t *unparsed, uint64_t *others)
+{
+	(void)port;
+	*unparsed = *others = 0;
+}
+
 bool xps_xdp_port_in_use(struct xps_xdp_port *port)
 {
 	(void)port;

@@ -420,6 +420,11 @@ void xps_xdp_port_free(struct xps_xdp_port *port);
 uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port);
 /* XPS_XDP_NATIVE or XPS_XDP_GENERIC: how the program is attached. */
 int xps_xdp_port_mode(struct xps_xdp_port *port);
+/*
+ * Packets that the program passed to the kernel because they were for no reader at all, since it was loaded: those that
+ * it could not parse (more than two VLAN tags; headers that are cut short or contradict themselves), and all others.
+ */
+void xps_xdp_port_passed(struct xps_xdp_port *port, uint64_t *unparsed, uint64_t *others);
 /* Whether it has a reader. Without any the program is not attached; the next reader attaches it again. */
 bool xps_xdp_port_in_use(struct xps_xdp_port *port);
 /*

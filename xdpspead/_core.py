@@ -386,6 +386,12 @@ class XdpPort:
         """Whether it has a reader; without, the program is not attached."""
         return bool(lib.xps_xdp_port_in_use(self.c))
 
+    def passed(self) -> dict[str, int]:
+        """Packets that the program passed because they were for no reader, since it was loaded."""
+        unparsed, others = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        lib.xps_xdp_port_passed(self.c, unparsed, others)
+        return {"unparsed": int(unparsed[0]), "others": int(others[0])}
+
     @property
     def program_id(self) -> int:
         """The kernel's number for the attached program."""

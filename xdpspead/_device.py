@@ -13,9 +13,10 @@ import re
 import socket
 import struct
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
 from . import _ethtool
 
@@ -83,12 +84,25 @@ class DeviceStats:
     ethtool : dict of str to int
         The counters of losses that the driver has, as ``ethtool -S`` shows them. They may count
         the same packets again, for each queue or under the name that the manufacturer gives it.
+    passed : dict of str to int
+        No losses: packets that our program left to the kernel because they are for no reader.
+        ``"unparsed"``: they may be IP, but have more than two VLAN tags, or headers that are cut
+        short or contradict themselves. ``"others"``: all else, for other ports, addresses and
+        protocols.
     """
 
     interface: str
     driver: str
     link: dict[str, int]
     ethtool: dict[str, int]
+    passed: dict[str, int] = field(default_factory=dict)
+
+
+class Program(Protocol):
+    """What counts the packets of an interface that are for nobody here."""
+
+    def passed(self) -> dict[str, int]:
+        """Return how many there were, by kind."""
 
 
 class Device:
@@ -118,6 +132,8 @@ class Device:
         self._ethtool = self._ask_ethtool()
         link, ethtool = dict.fromkeys(self._link, 0), dict.fromkeys(self._ethtool, 0)
         self._last = DeviceStats(name, _ethtool.driver_name(name), link, ethtool)
+        self._program: weakref.ref[Program] | None = None
+        self._passed: dict[str, int] = {}  # before that program counted, less what it had then
 
     def read(self) -> DeviceStats:
         """Return what was counted since the beginning; the last known of one that has gone."""
@@ -126,8 +142,25 @@ class Device:
         with self._lock:
             link = _since(self._link, self._ask_link(), self._last.link)
             ethtool = _since(self._ethtool, self._ask_ethtool(), self._last.ethtool)
-            self._last = replace(self._last, link=link, ethtool=ethtool)
+            self._last = replace(self._last, link=link, ethtool=ethtool, passed=self._ask_program())
             return self._last
+
+    def watch(self, program: Program) -> None:
+        """Count what the program passes from now on; it is not kept alive."""
+        with self._lock:
+            if self._program is not None and self._program() is program:
+                return
+            before = self._ask_program()
+            self._passed = {
+                kind: before.get(kind, 0) - count for kind, count in program.passed().items()
+            }
+            self._program = weakref.ref(program)
+
+    def _ask_program(self) -> dict[str, int]:
+        program = None if self._program is None else self._program()
+        if program is None:
+            return self._last.passed
+        return {kind: self._passed[kind] + count for kind, count in program.passed().items()}
 
     def close(self) -> None:
         """Ask no more: what is known now is the last."""
@@ -196,6 +229,10 @@ class Devices:
         except BaseException:
             self._devices.pop(key).close()
             raise
+
+    def watch(self, namespace: int, index: int, program: Program) -> None:
+        """Count what the program of an interface that has been added passes to the kernel."""
+        self._devices[namespace, index].watch(program)
 
     def read(self) -> tuple[DeviceStats, ...]:
         """Return what each lost since it was added."""

@@ -172,7 +172,8 @@ class LedgerStage:
         device's counter.
     notes : dict of str to int
         What else is known: how heaps left the window, how many wait for the user, what the device's
-        driver counts, packets of readers that are counted only when they are decoded.
+        driver counts, what the program left to the kernel because nobody asked for it, packets of
+        readers that are counted only when they are decoded.
     parts : tuple of LedgerPart
         The same for each interface or queue.
     """
@@ -394,7 +395,12 @@ def _program(stats: StreamStats) -> LedgerStage:
     lost = _lost(stats, "program")
     passed = stats["xdpspead.xdp_redirected"]
     others = stats["xdpspead.xdp_other_source"]  # were not asked for
-    notes = {"xdp_other_source": others} if others else {}
+    notes = {"xdp_other_source": others} | {
+        f"{device.interface} {kind}": count
+        for device in stats.devices
+        for kind, count in device.passed.items()
+    }
+    notes = {name: count for name, count in notes.items() if count}
     return LedgerStage(
         "program", "packets", passed + sum(lost.values()), passed, lost, notes, tuple(parts)
     )

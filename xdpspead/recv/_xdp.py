@@ -231,6 +231,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         counted = owner.devices.adding(interface.namespace, interface.index, interface.name)
         with _lock, counted:
             port = _open_port(config, interface)
+            owner.devices.watch(interface.namespace, interface.index, port)
             # After the program: drivers that reset themselves for it may forget their rules.
             steer = _steer(config, interface, endpoints, queues, settings)
             zero_copy = _zero_copy.choose(config, interface, port.mode)
