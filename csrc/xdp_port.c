@@ -124,33 +124,14 @@ static void counters_add(struct xps_steer_counters *sum, const struct xps_steer_
 	sum->other_source += c->other_source;
 }
 
-static void sum_queue(struct xps_xdp_port *port, int slot, uint32_t queue, struct xps_steer_counters *values,
-		      struct xps_steer_counters *sum)
-{
-	const uint32_t entry = entry_of(port, slot, queue);
-
-	if (bpf_map_lookup_elem(port->program.counters_fd, &entry, values))
-		return;
-	for (uint32_t cpu = 0; cpu < port->program.n_cpus; cpu++)
-		counters_add(sum, &values[cpu]);
-}
-
 struct xps_steer_counters xps_xdp_port_queue_counters(struct xps_xdp_port *port, int slot, uint32_t queue)
 {
+	const uint32_t entry = entry_of(port, slot, queue);
 	struct xps_steer_counters sum = { 0 }, *values = counters_alloc(port);
 
-	if (values)
-		sum_queue(port, slot, queue, values, &sum);
-	free(values);
-	return sum;
-}
-
-struct xps_steer_counters xps_xdp_port_counters(struct xps_xdp_port *port, int slot)
-{
-	struct xps_steer_counters sum = { 0 }, *values = counters_alloc(port);
-
-	for (uint32_t queue = 0; values && queue < (uint32_t)port->config.n_queues; queue++)
-		sum_queue(port, slot, queue, values, &sum);
+	if (values && !bpf_map_lookup_elem(port->program.counters_fd, &entry, values))
+		for (uint32_t cpu = 0; cpu < port->program.n_cpus; cpu++)
+			counters_add(&sum, &values[cpu]);
 	free(values);
 	return sum;
 }

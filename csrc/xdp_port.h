@@ -68,7 +68,5 @@ int xps_xdp_port_set_socket(struct xps_xdp_port *port, int slot, uint32_t queue,
 int xps_xdp_port_add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints,
 			       uint32_t n, struct xps_fail *fail);
 
-/* The slot's counters, summed over CPUs and queues. */
-struct xps_steer_counters xps_xdp_port_counters(struct xps_xdp_port *port, int slot);
-/* Those of one queue. */
+/* The slot's counters for one queue, summed over CPUs. */
 struct xps_steer_counters xps_xdp_port_queue_counters(struct xps_xdp_port *port, int slot, uint32_t queue);

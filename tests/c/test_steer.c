@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "frames.h"
+#include "slots.h"
 #include "xdp_port.h"
 #include "xdp_uapi.h"
 
@@ -152,7 +153,7 @@ static uint32_t run_from(const struct rig *rig, int family, unsigned port, uint8
 
 static struct xps_steer_counters counters(const struct rig *rig)
 {
-	return xps_xdp_port_counters(rig->port, rig->slot);
+	return slot_counters(rig->port, rig->slot);
 }
 
 static void check_counters(const struct rig *rig, struct xps_steer_counters expected)
@@ -389,7 +390,7 @@ static void test_queue_that_the_port_does_not_know_passes_and_counts(enum xps_xd
 	make_ipv4(&f, 0, 0, PORT, 100);
 	CHECK_EQ(run_on(&rig, &f, 1), XDP_PASS);
 	check_counters(&rig, (struct xps_steer_counters){ .matched = 1, .no_socket = 1 });
-	CHECK_EQ(xps_xdp_port_counters(rig.port, slot).matched, 0);
+	CHECK_EQ(slot_counters(rig.port, slot).matched, 0);
 	xps_xdp_port_give_slot(rig.port, slot);
 	teardown(&rig);
 }
@@ -528,10 +529,10 @@ static void test_fragments_count_for_the_reader_that_is_left(enum xps_xdp_varian
 	put_udp(&f, PORT, 28, 20);
 	run(&rig, &f);
 	CHECK_EQ(counters(&rig).fragments, 1);
-	CHECK_EQ(xps_xdp_port_counters(rig.port, slot).fragments, 0);
+	CHECK_EQ(slot_counters(rig.port, slot).fragments, 0);
 	xps_xdp_port_give_slot(rig.port, rig.slot);
 	run(&rig, &f);
-	CHECK_EQ(xps_xdp_port_counters(rig.port, slot).fragments, 1);
+	CHECK_EQ(slot_counters(rig.port, slot).fragments, 1);
 	rig.slot = slot;
 	teardown(&rig);
 }

@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "frames.h"
+#include "slots.h"
 #include "xdp_socket.h"
 
 enum {
@@ -98,7 +99,7 @@ static void send_packet(int n, uint32_t number, unsigned payload)
 /* The kernel has redirected that many packets to the reader. */
 static void wait_redirected(const struct reader *reader, uint64_t n)
 {
-	for (int ms = 0; xps_xdp_port_counters(reader->port, reader->slot).redirected < n; ms++) {
+	for (int ms = 0; slot_counters(reader->port, reader->slot).redirected < n; ms++) {
 		CHECK(ms < DEADLINE_MS);
 		usleep(1000);
 	}
