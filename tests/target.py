@@ -10,6 +10,7 @@ proven to state the truth; tests of our own additions carry the mark ``ours`` an
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import itertools
 import os
@@ -228,6 +229,12 @@ def free_port() -> int:
     take it, nor be remembered there, before the test binds it; and it is not given out twice.
     """
     return next(port for port in _ports if _is_free(port))
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has open, without those of garbage."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 class Sender:

@@ -19,6 +19,7 @@ import pytest
 from target import (
     DEADLINE,
     XDP,
+    descriptors,
     drain,
     new_stream,
     next_heap,
@@ -292,14 +293,14 @@ def test_limit_of_the_kernel_is_named(lab, source):
     setting, endpoint = "net.ipv4.igmp_max_memberships", ("232.77.1.1", PORT, *source)
     lab.rx.run(["sysctl", "-qw", f"{setting}=0"], check=True)
     stream = lab.stream()
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(recv.XdpError) as caught:
         lab.add_reader(stream, endpoints=[endpoint])
     assert caught.value.step == "join multicast group"
     for word in (endpoint[0], lab.rx.interface, setting, "sysctl -w", *endpoint[2:]):
         assert word in str(caught.value)
     assert lab.program() is None
-    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "descriptors closed")
+    wait_for(lambda: descriptors() <= before, "descriptors closed")
 
 
 def test_group_is_left_when_the_sender_ends_the_stream(lab):

@@ -24,6 +24,7 @@ from target import (
     PARSER_REASONS,
     REASONS,
     Sender,
+    descriptors,
     drain,
     free_port,
     new_stream,
@@ -777,7 +778,7 @@ def test_failed_call_leaves_no_descriptor_open(tmp_path):
     path = tmp_path / "capture"
     path.write_bytes(capture(frames(1), 105))
     stream = new_stream()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for name, filter in [(path, ""), (tmp_path, ""), (tmp_path / "missing", "")]:
         with pytest.raises(OSError, match="capture file"):
             stream.add_udp_pcap_file_reader(name, filter)
@@ -787,7 +788,7 @@ def test_failed_call_leaves_no_descriptor_open(tmp_path):
     path.write_bytes(gzip.compress(b"no capture"))
     with pytest.raises(OSError, match="not a capture file"):
         stream.add_udp_pcap_file_reader(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.mark.ours
@@ -1039,12 +1040,12 @@ def test_file_of_a_stream_that_never_starts_is_closed(tmp_path):
     path = tmp_path / "capture"
     path.write_bytes(capture(frames(3)))
     new_stream(explicit_start=True)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     stream = new_stream(explicit_start=True)
     stream.add_udp_pcap_file_reader(path)
     stream.stop()
     del stream
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_stopped_stream_reads_nothing(tmp_path):

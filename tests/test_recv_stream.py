@@ -24,6 +24,7 @@ from target import (
     OURS,
     PACKAGE,
     Sender,
+    descriptors,
     drain,
     free_port,
     in_thread,
@@ -473,9 +474,6 @@ def test_stream_that_is_dropped_while_it_reads_lets_go_of_its_port():
 
 
 def test_hundred_streams_come_and_go_without_leaking_descriptors():
-    def open_fds() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     def one_life():
         stream, sender = udp_stream()
         with sender:
@@ -485,11 +483,11 @@ def test_hundred_streams_come_and_go_without_leaking_descriptors():
 
     one_life()
     gc.collect()
-    before = open_fds()
+    before = descriptors()
     for _ in range(100):
         one_life()
     gc.collect()
-    wait_for(lambda: open_fds() <= before, f"no more than {before} open descriptors")
+    wait_for(lambda: descriptors() <= before, f"no more than {before} open descriptors")
 
 
 # Threads

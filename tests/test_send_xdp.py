@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from target import DEADLINE, PACKAGE, new_stream, recv, sp, wait_for
+from target import DEADLINE, PACKAGE, descriptors, new_stream, recv, sp, wait_for
 from wire import pattern
 
 pytestmark = [pytest.mark.ours, pytest.mark.xdp]
@@ -615,25 +615,21 @@ def test_interface_that_is_deleted_is_an_error_and_closing_ends(lab):
     assert time.monotonic() - start < DEADLINE / 2
 
 
-def n_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_stream_leaves_nothing_behind(lab):
     open_stream(lab, (lab.rx.ipv4, 8888)).send_heap(make_heap(1, 5000))
     gc.collect()
-    before = n_descriptors()
+    before = descriptors()
     for _ in range(5):
         stream = open_stream(lab, (lab.rx.ipv4, 8888))
         stream.send_heap(make_heap(1, 5000))
         del stream
         gc.collect()
-    assert n_descriptors() == before
-    before = n_descriptors()
+    assert descriptors() == before
+    before = descriptors()
     refused(lab, (lab.rx.ipv4, 8888), zero_copy=True)
     refused(lab, (lab.rx.ipv4, 8888), packet=2000)
     gc.collect()
-    assert n_descriptors() == before
+    assert descriptors() == before
 
 
 def test_forked_child_does_not_keep_the_queue(lab):

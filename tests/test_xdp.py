@@ -24,6 +24,7 @@ from target import (
     DEADLINE,
     LOGGER,
     XDP,
+    descriptors,
     drain,
     new_stream,
     next_heap,
@@ -715,9 +716,6 @@ def test_receivers_come_and_go_at_once(lab, mode):
 
 
 def test_receivers_that_are_gone_leave_no_descriptors(lab):
-    def open_fds() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     def one_life():
         stream = new_stream()
         lab.add_reader(stream)
@@ -725,11 +723,11 @@ def test_receivers_that_are_gone_leave_no_descriptors(lab):
 
     one_life()
     gc.collect()
-    before = open_fds()
+    before = descriptors()
     for _ in range(20):
         one_life()
     gc.collect()
-    wait_for(lambda: open_fds() <= before, f"no more than {before} open descriptors")
+    wait_for(lambda: descriptors() <= before, f"no more than {before} open descriptors")
 
 
 RECEIVER = """
@@ -898,13 +896,13 @@ def test_queue_is_bound_by_another_process(lab):
 
 def test_failed_call_leaves_nothing_behind_and_the_stream_usable(lab):
     stream = lab.stream()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for _ in range(10):
         with pytest.raises(recv.XdpError):
             lab.add_reader(stream, queues=[9])
         with pytest.raises(recv.XdpError):
             lab.add_reader(stream, zero_copy=True)
-    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before, "descriptors closed")
+    wait_for(lambda: descriptors() <= before, "descriptors closed")
     assert lab.program() is None
     assert list(stream.readers) == []
     port = lab.add_reader(stream)

@@ -24,6 +24,7 @@ from target import (
     PARSER_REASONS,
     REASONS,
     XDP,
+    descriptors,
     drain,
     in_thread,
     new_stream,
@@ -383,16 +384,13 @@ def test_receivers_with_workers_come_and_go_and_leave_nothing(lab):
             lab.add_reader(stream, workers=2, zero_copy=True)
         stream.stop()
 
-    def open_fds():
-        return len(os.listdir("/proc/self/fd"))
-
     one_life()
     gc.collect()
-    before = open_fds()
+    before = descriptors()
     for _ in range(10):
         one_life()
     gc.collect()
-    wait_for(lambda: open_fds() <= before, f"no more than {before} open descriptors")
+    wait_for(lambda: descriptors() <= before, f"no more than {before} open descriptors")
     lab.wait_detached()
 
 
