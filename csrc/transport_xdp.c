@@ -605,40 +605,45 @@ static int source_open(struct xdp_source *source, const struct xps_xdp_reader_co
 	return xps_xdp_port_add_endpoints(source->port, source->slot, config->endpoints, config->n_endpoints, fail);
 }
 
-static void tell_busy_poll(const struct xps_xdp_socket *s, uint32_t i, struct xps_xdp_obtained *obtained)
+static void tell_busy_poll(const struct xps_xdp_socket *s, struct xps_xdp_obtained *obtained)
 {
-	const bool called = s->napi == XPS_NAPI_CALLED;
-
-	if (called)
+	if (s->napi == XPS_NAPI_CALLED)
 		obtained->busy_poll = XPS_XDP_BUSY_POLLS;
 	else if (s->napi == XPS_NAPI_UNKNOWN && obtained->busy_poll == XPS_XDP_SLEEPS)
 		obtained->busy_poll = XPS_XDP_MAY_BUSY_POLL;
-	/* Not what a packet has told by now: whether one has come already must make no difference. */
-	if (obtained->napi_ids)
-		obtained->napi_ids[i] = called ? xps_xdp_socket_napi_id(s) : 0;
 }
 
-static void tell_socket(const struct xps_xdp_socket *s, uint32_t i, struct xps_xdp_obtained *obtained)
+static void tell_socket(const struct xps_xdp_socket *s, struct xps_xdp_obtained *obtained)
 {
 	obtained->zero_copy = obtained->zero_copy && s->zero_copy;
 	obtained->multi_buffer = obtained->multi_buffer && s->queue->multi_buffer;
 	obtained->frame_size = s->queue->frame_size;
 	obtained->memory += s->queue->memory + s->rx.map_size;
-	tell_busy_poll(s, i, obtained);
+	tell_busy_poll(s, obtained);
 }
 
-static void tell(const struct xdp_source *source, struct xps_xdp_obtained *obtained)
+/* Not what a packet has told by now: whether one has come already must make no difference. */
+static uint32_t napi_called(const struct xps_xdp_socket *s)
+{
+	return s->napi == XPS_NAPI_CALLED ? xps_xdp_socket_napi_id(s) : 0;
+}
+
+static void tell(const struct xdp_source *source, uint32_t *napi_ids, struct xps_xdp_obtained *obtained)
 {
 	*obtained = (struct xps_xdp_obtained){
 		.mode = source->port->program.mode,
 		.zero_copy = true,
 		.multi_buffer = true,
-		.napi_ids = obtained->napi_ids,
 	};
-	/* By the place of its queue in the configuration. */
-	for (uint32_t i = 0; i < source->n_readers; i++)
-		for (uint32_t j = 0; j < source->readers[i].n_sockets; j++)
-			tell_socket(&source->readers[i].sockets[j], i + j * source->n_readers, obtained);
+	for (uint32_t i = 0; i < source->n_readers; i++) {
+		const struct xdp_reader *r = &source->readers[i];
+
+		for (uint32_t j = 0; j < r->n_sockets; j++) {
+			tell_socket(&r->sockets[j], obtained);
+			if (napi_ids) /* as the queues have been dealt out */
+				napi_ids[i + j * source->n_readers] = napi_called(&r->sockets[j]);
+		}
+	}
 }
 
 /* Give each reader to its worker. Returns how many have been given; the rest is still ours. */
@@ -689,7 +694,7 @@ int xps_add_xdp_reader(struct xps_stream *stream, struct xps_xdp_port *port, con
 		return -ENOMEM;
 	err = source_open(source, config, fail);
 	if (!err) {
-		tell(source, obtained);
+		tell(source, config->napi_ids, obtained);
 		err = attach(source, stream, fail);
 	} else {
 		close_readers(source, 0);

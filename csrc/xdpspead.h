@@ -397,6 +397,11 @@ struct xps_xdp_reader_config {
 	 * until an interrupt does (busy polling); 0: it sleeps.
 	 */
 	int busy_poll_budget;
+	/*
+	 * Where to put, for each of `queues`, the id of the NAPI (what serves it in the kernel) that the worker calls, or
+	 * 0; or NULL.
+	 */
+	uint32_t *napi_ids;
 };
 
 /* Whether the worker can call the driver itself. Before Linux 6.13 the kernel does not say until a packet has come. */
@@ -410,8 +415,6 @@ struct xps_xdp_obtained {
 	uint32_t frame_size;
 	uint64_t memory; /* bytes of UMEM and rings, all queues */
 	int busy_poll;   /* enum xps_xdp_busy_poll, the best of the queues */
-	/* The caller's, NULL or one for each queue: the NAPI that is called (what serves it in the kernel) by its id; or 0. */
-	uint32_t *napi_ids;
 };
 
 /* Load the program and attach it. The kernel detaches it when the process ends, however it ends. */

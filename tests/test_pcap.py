@@ -416,7 +416,7 @@ def test_filtered_packets_are_counted_and_nobody_is_warned(read, caplog):
         heaps, stats = read(capture([*frames(3), ARP, *frames(4, 10, port=9)]), "udp port 9")
         assert losses(stats) == {"filtered": 4}
         log_a_line(caplog)
-    assert len(caplog.records) == 1, caplog.text
+    assert not [text for text in caplog.messages if "capture" in text]
     assert counts(heaps) == [10, 11, 12, 13]
 
 
@@ -621,7 +621,7 @@ def test_each_reason_is_counted_and_one_warning_sums_them_up(read, caplog):
         wait_for(lambda: "could not be used" in caplog.text, "a warning")
     assert counts(heaps) == [0, 1, 2]
     assert losses(stats) == {"not_udp": 4, "bad_length": 5, "snapped": 6, "fragments": 2}
-    (record,) = caplog.records
+    (record,) = [r for r in caplog.records if "capture" in r.getMessage()]
     assert record.levelname == "WARNING"
     assert record.getMessage().endswith(
         f": 19 of {len(packets)} packets could not be used: 2 fragments of incomplete datagrams, "
@@ -647,7 +647,7 @@ def test_file_that_is_read_whole_gives_no_warning(read, caplog):
         caplog.clear()
         read(capture(frames(10)))
         log_a_line(caplog)
-    assert len(caplog.records) == 1, caplog.text
+    assert not [text for text in caplog.messages if "capture" in text]
 
 
 def log_a_line(caplog) -> None:

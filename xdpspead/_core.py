@@ -14,7 +14,7 @@ import struct
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias
@@ -316,7 +316,7 @@ class XdpObtained:
     napi_ids: tuple[int, ...] = ()  # those that are known
 
     @classmethod
-    def of(cls, obtained: Any, n_queues: int = 0) -> XdpObtained:
+    def of(cls, obtained: Any, napi_ids: Iterable[int] = ()) -> XdpObtained:
         """Return what a ``struct xps_xdp_obtained`` says."""
         return cls(
             native=obtained.mode == lib.XPS_XDP_NATIVE,
@@ -327,7 +327,7 @@ class XdpObtained:
             busy_poll={lib.XPS_XDP_SLEEPS: False, lib.XPS_XDP_BUSY_POLLS: True}.get(
                 obtained.busy_poll
             ),
-            napi_ids=tuple(filter(None, (obtained.napi_ids[i] for i in range(n_queues)))),
+            napi_ids=tuple(filter(None, napi_ids)),
         )
 
 
@@ -894,6 +894,7 @@ class Stream:
         c_owner = ffi.new("char[]", owner.encode())
         c_joined = ffi.new("int[]", list(joined))
         c_queues = ffi.new("uint32_t[]", list(queues))
+        c_napi_ids = ffi.new("uint32_t[]", len(queues))
         config = ffi.new(
             "struct xps_xdp_reader_config *",
             {
@@ -910,14 +911,14 @@ class Stream:
                 "max_poll": max_poll,
                 "n_workers": workers,
                 "busy_poll_budget": busy_poll_budget,
+                "napi_ids": c_napi_ids,
             },
         )
-        napi_ids = ffi.new("uint32_t[]", len(queues))
-        obtained = ffi.new("struct xps_xdp_obtained *", {"napi_ids": napi_ids})
+        obtained = ffi.new("struct xps_xdp_obtained *")
         fail = ffi.new("struct xps_fail *")
         code = lib.xps_add_xdp_reader(self.c, port.c, config, obtained, fail)
         if code < 0:
             _raise(code, fail)
         if obtained.mode == lib.XPS_XDP_AUTO:
             return None
-        return XdpObtained.of(obtained, len(queues))
+        return XdpObtained.of(obtained, map(int, c_napi_ids))

@@ -91,9 +91,9 @@ static int add_reader(struct fixture *fixture, struct xps_fail *fail)
 		.buffer_size = 1 << 20,
 		.max_size = 9200,
 		.busy_poll_budget = 32,
+		.napi_ids = fixture->napi_ids,
 	};
 
-	fixture->obtained.napi_ids = fixture->napi_ids;
 	return xps_add_xdp_reader(fixture->stream, fixture->port, &config, &fixture->obtained, fail);
 }
 
