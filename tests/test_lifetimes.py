@@ -376,7 +376,7 @@ def test_ctrl_c_interrupts_at_once_and_the_stream_goes_on(wait, over_network):
 def test_interrupted_reading_loses_at_most_the_heap_in_hand_and_leaks_none(read, play):
     scene = f"""
     def interrupt():
-        if not ended:
+        if reading and not ended:
             raise KeyboardInterrupt
 
     n, n_blocks = 30_000, 400
@@ -384,11 +384,12 @@ def test_interrupted_reading_loses_at_most_the_heap_in_hand_and_leaks_none(read,
     memory.warn_on_empty = False
     stream = new_stream(heaps=64, memory_allocator=memory)
     stream.add_buffer_reader(b"".join(map(one, range(n))))
-    got, ended = [], False
+    got, reading, ended = [], False, False
     # A handler runs at calls and loops only, so none can come between the end and its note.
     with Interrupts(interrupt, 1e-5, 1e-3) as interrupts:
         while not ended:
             try:
+                reading = True
                 interrupts.arm()
                 while True:
                     got.append({read})
