@@ -493,9 +493,13 @@ def test_sum_of_snapshots_adds_up_queues():
 
 def test_sum_of_snapshots_counts_an_interface_once():
     stats = snapshot()
-    few, more = (DeviceStats("eth1", "ice", {"rx_missed_errors": n}, {}) for n in (3, 5))
-    a, b = (recv.StreamStats(stats.config, list(stats.values()), (), (d,)) for d in (few, more))
-    assert (a + b).devices == (b + a).devices == (more,)
+    devices = [
+        [DeviceStats("eth1", "ice", {"rx_missed_errors": n}, {}) for n in (3, 5)],
+        [DeviceStats("eth1", "ice", {}, {}, {"others": n}) for n in (3, 5)],
+    ]
+    for few, more in devices:
+        a, b = (recv.StreamStats(stats.config, list(stats.values()), (), (d,)) for d in (few, more))
+        assert (a + b).devices == (b + a).devices == (more,)
 
 
 @pytest.mark.parametrize(

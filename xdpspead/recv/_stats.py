@@ -143,10 +143,14 @@ Devices: TypeAlias = tuple[DeviceStats, ...] | Callable[[], tuple[DeviceStats, .
 
 def _latest(devices: Iterable[DeviceStats]) -> tuple[DeviceStats, ...]:
     """Return one for each interface: what an interface lost is the same for all who read it."""
+
+    def age(device: DeviceStats) -> int:  # none of its counters ever falls
+        return sum(device.link.values()) + sum(device.passed.values())
+
     found: dict[str, DeviceStats] = {}
     for device in devices:
         other = found.setdefault(device.interface, device)
-        if sum(device.link.values()) > sum(other.link.values()):
+        if age(device) > age(other):
             found[device.interface] = device
     return tuple(found[name] for name in sorted(found))
 
