@@ -97,6 +97,11 @@ def refusals(stats: Any) -> dict[str, int]:
     return {reason: stats[name] for reason, name in REASONS.items() if stats[name]}
 
 
+def xdp_counts(stats: Any) -> dict[str, int]:
+    """Return what the XDP program and the sockets counted, by short name, without the zeroes."""
+    return {short: stats[name] for short, name in XDP.items() if stats[name]}
+
+
 def wait_for(condition: Callable[[], object], what: str, timeout: float = DEADLINE) -> None:
     """Poll until `condition` is true, or fail by saying what never came."""
     end = time.monotonic() + timeout

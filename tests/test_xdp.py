@@ -36,6 +36,7 @@ from target import (
     stats_of,
     take,
     wait_for,
+    xdp_counts,
 )
 from wire import Packet, pattern, simple_heap, stop_packet
 
@@ -55,12 +56,6 @@ def lab():
         yield lab
 
 
-def xdp_counts(stream) -> dict[str, int]:
-    """Return what the program and the sockets counted, by short name, without the zeroes."""
-    stats = stream.stats
-    return {short: stats[name] for short, name in XDP.items() if stats[name]}
-
-
 def one_packet(cnt: int, length: int = 100) -> bytes:
     return simple_heap(cnt, length).packets(length)[0].encode()
 
@@ -74,7 +69,7 @@ def test_heaps_arrive_byte_for_byte(lab, mode):
     lab.assert_receives(stream, port, n=200)
     assert settled(stream, 800).packets == 800
     assert refusals(stream.stats) == {}
-    counts = xdp_counts(stream)
+    counts = xdp_counts(stream.stats)
     assert counts == {"matched": 800, "redirected": 800}
 
 
@@ -226,7 +221,7 @@ def test_jumbo_packets_that_straddle_batches_arrive_whole(mode, blocked):
             packets = 2 + shift + 8 * 12
             assert settled(stream, packets).packets == packets
             assert refusals(stream.stats) == {}
-            assert xdp_counts(stream) == {"matched": packets, "redirected": packets}
+            assert xdp_counts(stream.stats) == {"matched": packets, "redirected": packets}
             stream.stop()
 
 
@@ -252,7 +247,7 @@ def test_packets_that_do_not_fit_since_the_mtu_was_raised_are_counted(lab):
     for cnt, size in enumerate([8000, 8000, 100]):
         sock.send(one_packet(cnt, size))
     assert next_heap(stream).cnt == 2
-    assert xdp_counts(stream) == {"matched": 3, "redirected": 3, "rx_dropped": 2}
+    assert xdp_counts(stream.stats) == {"matched": 3, "redirected": 3, "rx_dropped": 2}
 
 
 def test_datagram_above_max_size_is_counted(lab):
@@ -276,7 +271,7 @@ def test_junk_is_counted_by_reason(lab):
     assert refusals(stream.stats) == {
         "empty_datagram": 1, "truncated_header": 1, "bad_magic": 1, "long_packet": 1,
     }  # fmt: skip
-    assert xdp_counts(stream) == {"matched": 5, "redirected": 5}
+    assert xdp_counts(stream.stats) == {"matched": 5, "redirected": 5}
 
 
 def test_stop_item_ends_the_stream_and_detaches(lab):
@@ -399,7 +394,10 @@ def test_fragments_are_left_to_the_kernel_and_counted(lab):
     data = pattern(1, 4000)
     lab.sender(port).send(data)  # three fragments at an MTU of 1500
     assert other.recv(5000) == data
-    wait_for(lambda: xdp_counts(stream) == {"fragments": 3}, f"3 fragments, {xdp_counts(stream)}")
+    wait_for(
+        lambda: xdp_counts(stream.stats) == {"fragments": 3},
+        f"3 fragments, {xdp_counts(stream.stats)}",
+    )
     lab.assert_receives(stream, port)
 
 
@@ -467,7 +465,7 @@ def test_one_heap_of_packets_with_tags_and_options(lab, scapy, mode):
         lab.inject(header / scapy.UDP(sport=1, dport=7000) / packet.encode())
     assert payload(next_heap(stream)) == pattern(1, 100 * len(headers))
     assert settled(stream, len(headers)).packets == len(headers)
-    assert xdp_counts(stream) == {"matched": len(headers), "redirected": len(headers)}
+    assert xdp_counts(stream.stats) == {"matched": len(headers), "redirected": len(headers)}
 
 
 def test_extension_headers_are_left_to_the_kernel_and_counted(lab, scapy):
@@ -481,7 +479,7 @@ def test_extension_headers_are_left_to_the_kernel_and_counted(lab, scapy):
         / b"kernel"
     )
     assert other.recv(100) == b"kernel"
-    assert xdp_counts(stream) == {"extension_headers": 1}
+    assert xdp_counts(stream.stats) == {"extension_headers": 1}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -519,7 +517,7 @@ def test_bad_frames_never_reach_the_stream(lab, scapy, mode):
     assert next_heap(stream).cnt == 77
     stats = settled(stream, 1)
     assert (stats.packets, refusals(stats)) == (1, {})
-    counts = xdp_counts(stream)
+    counts = xdp_counts(stream.stats)
     assert counts["redirected"] == 1
     assert counts["fragments"] == 2
     assert counts["bad_length"] >= 3
@@ -557,8 +555,8 @@ def test_queues_that_were_not_asked_for_pass_to_the_kernel():
         assert list(stream.readers[0].queues) == [1, 3]
         other = lab.listen(port)
         send_from_many_ports(lab, port, 100)
-        wait_for(lambda: xdp_counts(stream).get("matched") == 100, "all packets")
-        mine = xdp_counts(stream)["redirected"]
+        wait_for(lambda: xdp_counts(stream.stats).get("matched") == 100, "all packets")
+        mine = xdp_counts(stream.stats)["redirected"]
         counts = queue_counts(lab)  # of the driver, with what the kernel says to its neighbours
         assert 0 < mine <= counts[1] + counts[3]
         assert 0 < 100 - mine <= counts[0] + counts[2]
@@ -566,7 +564,11 @@ def test_queues_that_were_not_asked_for_pass_to_the_kernel():
         other.settimeout(DEADLINE)
         passed = [other.recv(1000) for _ in range(100 - mine)]
         assert sorted([*seen, *(packet[15] for packet in passed)]) == list(range(100))
-        assert xdp_counts(stream) == {"matched": 100, "redirected": mine, "no_socket": 100 - mine}
+        assert xdp_counts(stream.stats) == {
+            "matched": 100,
+            "redirected": mine,
+            "no_socket": 100 - mine,
+        }
 
 
 def test_two_streams_share_queues_or_have_their_own():
@@ -606,7 +608,7 @@ def test_stream_that_nobody_reads_does_not_starve_another(lab, mode):
         lab.assert_receives(stream, port, n=2)
     assert unread.stats.worker_blocked > 0
     settled(stream, 40 * 2 * 4)
-    counts = xdp_counts(stream)
+    counts = xdp_counts(stream.stats)
     assert counts == {"matched": 320, "redirected": 320}
 
 
@@ -627,7 +629,7 @@ def test_what_an_unread_stream_loses_is_counted_as_its_own(lab):
         except AssertionError:
             break
     stats = stream.stats
-    counts = xdp_counts(stream)
+    counts = xdp_counts(stream.stats)
     lost = sum(counts.get(n, 0) for n in ("unread_drops", "rx_dropped", "rx_ring_full"))
     assert stats.packets == got
     assert counts["matched"] == counts["redirected"]
@@ -1129,7 +1131,7 @@ def test_statistics_account_for_every_packet(lab):
     assert [h.cnt for h in take(stream, 2)] == [1, 2]
     stats = settled(stream, 5)
     assert refusals(stats) == {"behind": 1, "gap": 1, "truncated_header": 1, "empty_datagram": 1}
-    assert xdp_counts(stream) == {"matched": len(sent), "redirected": len(sent)}
+    assert xdp_counts(stream.stats) == {"matched": len(sent), "redirected": len(sent)}
     assert (stats.packets, stats.heaps, stats.single_packet_heaps) == (5, 2, 1)
 
 

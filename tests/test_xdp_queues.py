@@ -37,6 +37,7 @@ from target import (
     stats_of,
     take,
     wait_for,
+    xdp_counts,
 )
 from wire import pattern, simple_heap, stop_packet
 
@@ -111,10 +112,6 @@ class Senders:
     def send_heap(self, queue, cnt, length=4000):
         for packet in simple_heap(cnt, length).packets(1000):
             self.send(queue, packet.encode())
-
-
-def xdp_counts(stats):
-    return {short: stats[name] for short, name in XDP.items() if stats[name]}
 
 
 def assert_ledger(stats):

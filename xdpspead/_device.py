@@ -112,11 +112,11 @@ class Device:
     ----------
     index : int
         Number of the interface.
-    name : str
-        Its name.
+    name, driver : str
+        Its name, and that of its driver.
     """
 
-    def __init__(self, index: int, name: str) -> None:
+    def __init__(self, index: int, name: str, driver: str) -> None:
         self._index = index
         self._process = os.getpid()
         # It stays in the namespace, wherever the thread goes that asks later.
@@ -131,7 +131,7 @@ class Device:
         self._link = self._ask_link()
         self._ethtool = self._ask_ethtool()
         link, ethtool = dict.fromkeys(self._link, 0), dict.fromkeys(self._ethtool, 0)
-        self._last = DeviceStats(name, _ethtool.driver_name(name), link, ethtool)
+        self._last = DeviceStats(name, driver, link, ethtool)
         self._program: weakref.ref[Program] | None = None
         self._passed: dict[str, int] = {}  # before that program counted, less what it had then
 
@@ -214,7 +214,7 @@ class Devices:
         self._devices: dict[tuple[int, int], Device] = {}
 
     @contextlib.contextmanager
-    def adding(self, namespace: int, index: int, name: str) -> Iterator[None]:
+    def adding(self, namespace: int, index: int, name: str, driver: str) -> Iterator[None]:
         """Count what an interface loses from now on, unless the body fails.
 
         It is one of the calling thread's network namespace.
@@ -223,7 +223,7 @@ class Devices:
         if key in self._devices:
             yield
             return
-        self._devices[key] = Device(index, name)
+        self._devices[key] = Device(index, name, driver)
         try:
             yield
         except BaseException:

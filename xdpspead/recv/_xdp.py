@@ -228,7 +228,9 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         interface = find_interface(config, [endpoint.address for endpoint in endpoints])
         queues = choose_queues(config, interface)
         joined = join_groups(endpoints, interface.index, interface.name, groups)
-        counted = owner.devices.adding(interface.namespace, interface.index, interface.name)
+        counted = owner.devices.adding(
+            interface.namespace, interface.index, interface.name, interface.driver
+        )
         with _lock, counted:
             port = _open_port(config, interface)
             owner.devices.watch(interface.namespace, interface.index, port)
