@@ -732,6 +732,7 @@ def test_rate_counts_headers_and_payload(rig):
     assert_rate(200e3, 0.03, measure)
 
 
+@pytest.mark.timing
 @only("bytes")
 def test_rate_of_one_heap(rig):
     sender = rig.open(rig.sink(), rate=100e3, burst_size=1000)
@@ -741,6 +742,7 @@ def test_rate_of_one_heap(rig):
     assert took(lambda: sender.send_heap(heap_of(30_000))) > 0.25
 
 
+@pytest.mark.timing
 @only("bytes")
 def test_rate_of_one_heap_where_the_stream_has_none(rig):
     sender = rig.open(rig.sink(), burst_size=1000)
@@ -748,6 +750,7 @@ def test_rate_of_one_heap_where_the_stream_has_none(rig):
     assert took(lambda: sender.send_heap(heap_of(300_000))) < 1.0
 
 
+@pytest.mark.timing
 @only("bytes")
 @pytest.mark.parametrize("mode", [SERIAL, ROUND_ROBIN], ids=["serial", "round-robin"])
 def test_rates_within_a_group(rig, mode):
@@ -820,6 +823,7 @@ PAUSED_SENDER = """
 """
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("ratio", [1.05, 1.5])
 def test_delay_is_caught_up_at_the_burst_rate(ratio):
     """The process is stopped for 150 ms, so that 1500 packets are due when it goes on."""
@@ -1471,6 +1475,7 @@ INTERRUPTED = """
 """
 
 
+@pytest.mark.timing
 @pytest.mark.ours
 def test_interrupt_ends_a_long_call_and_the_stream_goes_on():
     """spead2 crashes."""
