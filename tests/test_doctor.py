@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -558,6 +559,38 @@ def found_in(examination, check, *, missing=False):
     listed = [finding for finding in examination.findings if finding.check == check]
     assert len(listed) == (0 if missing else 1)
     return listed[0] if listed else None
+
+
+@pytest.mark.xdp
+def test_driver_is_understood_as_linux_ethtool_h_says(lab, tmp_path):
+    library = tmp_path / "shim.so"
+    command = ["cc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    source = Path(__file__).with_name("doctor_shim.c")
+    subprocess.run([*command, source, "-o", library, "-ldl"], check=True)
+    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    code = """
+        import dataclasses, json
+        from xdpspead._doctor._interface import gather_interfaces
+        from xdpspead._ethtool import bus_address
+        (veth,) = gather_interfaces(["veth0"])
+        facts = [dataclasses.asdict(x) for x in (veth.pause, veth.coalescing)]
+        print(json.dumps([veth.driver, bus_address("veth0"), veth.hashes, veth.table, *facts]))
+    """
+    done = lab.rx.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "LD_PRELOAD": preload},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=target.DEADLINE,
+    )
+    assert json.loads(done.stdout) == [
+        "shim",
+        "0000:81:00.0",
+        {"udp4": ADDRESSES, "udp6": PORTS},
+        [1] * 8,
+        {"rx": False, "tx": True},
+        {"usecs": 2000, "frames": 0, "adaptive": False},
+    ]
 
 
 @pytest.mark.xdp
