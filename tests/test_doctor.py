@@ -202,6 +202,7 @@ WRONG = {
         "costs",
         ["ethtool -K eth1 ntuple on"],
     ),
+    "rules without ports": ("steering", {}, {"driver": "igb"}, "costs", []),
     "later than the ring lasts": (
         "coalescing",
         {},

@@ -153,6 +153,10 @@ NATIVE: Final[dict[str, Native]] = {
     "vmxnet3": Native((6, 6)),
 }
 
+#: Those whose receive-flow rules know no UDP ports: they match Ethernet types and addresses only
+#: (``igb_ethtool.c``, ``igc_ethtool.c``).
+RULES_WITHOUT_PORTS: Final = frozenset({"igb", "igc"})
+
 
 def kernel_version(release: str) -> Kernel:
     """Return the version in the name of a release (``uname -r``); (0, 0) if there is none."""

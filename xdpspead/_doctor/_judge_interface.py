@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from .._drivers import RULES_WITHOUT_PORTS
 from ._facts import Interface, Losses, Machine, Rings, need
 from ._files import ranges
 from ._findings import Check, Finding, costs, good, loses, unknown
@@ -188,10 +189,15 @@ def _steering(case: Case) -> Iterator[Finding]:
     offloads = need(case.interface.offloads)
     if "rx-ntuple-filter" not in offloads:
         yield unknown("the driver does not tell")
+    elif need(case.interface.queues).n == 1:
+        yield good("receive-flow rules are not needed with one queue")
+    elif case.interface.driver in RULES_WITHOUT_PORTS:
+        yield costs(
+            f"receive-flow rules of {case.interface.driver} know no ports, so steer='ntuple' fails",
+            "streams come on the queues that the hash chooses",
+        )
     elif offloads["rx-ntuple-filter"]:
         yield good("receive-flow rules are on (steer='ntuple')")
-    elif need(case.interface.queues).n == 1:
-        yield good("receive-flow rules are off, and not needed with one queue")
     else:
         yield costs(
             "receive-flow rules are off or not to be had (steer='ntuple')",
