@@ -26,8 +26,16 @@ from doctor_samples import (
 )
 from xdplab import Lab, program_is_loaded
 
+from xdpspead import _drivers
 from xdpspead.__main__ import main
-from xdpspead._doctor import _examine, _interface, _machine, _programs, _report
+from xdpspead._doctor import (
+    _examine,
+    _interface,
+    _judge_machine,
+    _machine,
+    _programs,
+    _report,
+)
 from xdpspead._doctor._facts import (
     NEEDS_ROOT,
     Coalescing,
@@ -706,6 +714,7 @@ def watch(event, arguments):
     elif event == "socket.sendto" and arguments[0].family != socket.AF_NETLINK:
         refused.append(event)
 
+from xdpspead import _drivers
 from xdpspead.__main__ import main
 main(["features", "--json"])  # what is imported late is imported now
 sys.addaudithook(watch)
@@ -731,7 +740,8 @@ def test_ordinary_user_is_told_what_needs_root(lab):
     # Python itself may be where only root can read, so it becomes ordinary when all is imported.
     child = lab.python("""
         import contextlib, io, os, sys
-        from xdpspead.__main__ import main
+        from xdpspead import _drivers
+from xdpspead.__main__ import main
         with contextlib.redirect_stdout(io.StringIO()):
             main(["doctor", "veth0", "--json"])
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
@@ -759,3 +769,34 @@ def test_guest_without_governors_is_pointed_to_its_host():
     finding = found("governor", small_machine(), card(node=-1))
     assert finding.level == "good"
     assert "host" in finding.what
+
+
+# ------------------------------------------------------------------ the manual
+
+
+def test_table_of_drivers_in_the_manual_is_the_one_that_is_used():
+    page = (MANUAL.parent / "which-nic.md").read_text().split("## Drivers")[1]
+    rows = re.findall(
+        r"^\| `(\S+)` \| [^|]+ \| (\S+) \| (\S*) ?\| ([\d,]*) ?\|$", page, re.MULTILINE
+    )
+    written = {driver: rest for driver, *rest in rows}
+
+    def version(kernel):
+        return ".".join(map(str, kernel)) if kernel else ""
+
+    used = {
+        driver: [version(known.since), version(known.multi_buffer)]
+        for driver, known in _drivers.NATIVE.items()
+    }
+    assert {driver: rest[:2] for driver, rest in written.items()} == used
+    assert list(written) == sorted(written)
+    for driver, (*_, mtu) in written.items():
+        known = _drivers.NATIVE[driver].max_mtu
+        assert int(mtu.replace(",", "")) == known if mtu else known == _drivers.SAFE_MTU
+
+
+def test_page_of_kernels_names_what_the_doctor_says_that_old_ones_lack():
+    page = (MANUAL.parent / "which-kernel.md").read_text()
+    for (major, minor), what in _judge_machine.LACKS:
+        (row,) = re.findall(rf"^\| {major}\.{minor} \| (.*) \|$", page, re.MULTILINE)
+        assert f"**{what}**" in row

@@ -64,7 +64,7 @@ def _privileges(machine: Machine) -> Iterator[Finding]:
         f"this process lacks {', '.join(machine.missing)}",
         "AF_XDP will be refused; a service has them from AmbientCapabilities= in its unit, a "
         "command from:",
-        "setpriv --reuid=USER --init-groups --inh-caps=+net_raw,+net_admin,+bpf "
+        "setpriv --reuid=USER --regid=GROUP --init-groups --inh-caps=+net_raw,+net_admin,+bpf "
         "--ambient-caps=+net_raw,+net_admin,+bpf COMMAND",
     )
 
