@@ -184,7 +184,7 @@ CARDS: dict[str, tuple[Machine, Interface, dict[str, str]]] = {
         {
             "losses": "loses",
             "rings": "costs",
-            "steering": "unknown",
+            "steering": "costs",
             "pause": "unknown",
             "pcie": "unknown",
             "igmp": "unknown",

@@ -54,6 +54,8 @@ from xdpspead._netdev import XdpFeatures
 
 pytestmark = pytest.mark.ours
 
+#: Seconds that another process may take, starting Python on a busy machine included.
+DEADLINE = 50.0
 MANUAL = Path(__file__).parents[1] / "docs" / "doctor.md"
 CHECKS = [*_examine.MACHINE_CHECKS, *_examine.INTERFACE_CHECKS]
 
@@ -210,6 +212,7 @@ WRONG = {
         "costs",
         ["ethtool -K eth1 ntuple on"],
     ),
+    "no rules at all": ("steering", {}, {"offloads": {"rx-gro": True}}, "costs", []),
     "rules without ports": ("steering", {}, {"driver": "igb"}, "costs", []),
     "later than the ring lasts": (
         "coalescing",
@@ -251,7 +254,7 @@ WRONG = {
         "rp-filter",
         {},
         {"rp_filter": 1},
-        "loses",
+        "costs",
         ["sysctl -w net.ipv4.conf.eth1.rp_filter=2"],
     ),
     "old querier": (
@@ -304,6 +307,13 @@ WRONG = {
         "costs",
         ["ethtool -K eth1 lro off", "ethtool -K eth1 rx-gro-hw off"],
     ),
+    "merging host": (
+        "lro",
+        {},
+        {"offloads": offloads(rx_gro_hw=True), "fixed": frozenset({"rx-gro-hw"})},
+        "costs",
+        [],
+    ),
     "merging kernel": (
         "gro-forwarding",
         {},
@@ -320,6 +330,34 @@ def test_what_is_wrong_is_named_with_the_command_that_mends_it(name):
     finding = found(check, machine(**of_machine), card(**of_card))
     assert (finding.level, list(finding.commands)) == (level, commands)
     assert finding.why
+
+
+def test_many_interrupts_are_dealt_out_by_one_command(tmp_path):
+    far = tuple(Irq(80 + i, frozenset({i % 8})) for i in range(12))
+    (command,) = found("interrupts", machine(), card(irqs=far)).commands
+    for irq in far:
+        (tmp_path / str(irq.number)).mkdir()
+    script = command.replace("/proc/irq", str(tmp_path))
+    subprocess.run(["sh", "-euc", script], check=True, timeout=DEADLINE)
+    put = [(tmp_path / str(irq.number) / "smp_affinity_list").read_text() for irq in far]
+    assert put == [f"{8 + i % 8}\n" for i in range(12)]
+
+
+@pytest.mark.xdp
+def test_commands_are_such_as_ip_and_ethtool_understand(lab):
+    commands = [c for *_, listed in WRONG.values() for c in listed]
+    ours = [c.split() for c in commands if c.startswith(("ethtool ", "ip "))]
+    assert len(ours) > 15
+    for words in ours:
+        here = [lab.rx.interface if word == "eth1" else word for word in words]
+        done = lab.rx.run(here, capture_output=True, text=True, timeout=DEADLINE)
+        # The driver of a veth may not be able to, but that is another thing.
+        for wrong in ("bad command line", "Usage", "usage", "is unknown", "unrecognized"):
+            assert wrong not in done.stderr, here
+    for command in commands:
+        for setting in re.findall(r"(\S+)=\d+", command) if "sysctl" in command else []:
+            path = Path("/proc/sys", setting.replace(".", "/").replace("eth1", "lo"))
+            assert path.exists() or setting == "kernel.numa_balancing", setting
 
 
 def test_privileges_that_are_missing_are_named():
@@ -394,7 +432,8 @@ def test_report_begins_with_the_worst():
     the_machine, the_card, _ = CARDS["ixgbe"]
     report = _report.as_text(_examine.conclude(the_machine, [the_card], "eth1"))
     titles = [line for line in report.splitlines() if line in _report._TITLES.values()]
-    assert titles == ["Loses packets", "Costs performance", "Good"]
+    assert titles == list(_report._TITLES.values())
+    assert titles[0] == "Loses packets"
 
 
 def test_every_interface_has_a_line_when_none_is_named():
@@ -558,7 +597,8 @@ def test_interface_is_what_ip_and_ethtool_say(lab):
         ["ethtool", "-k", lab.rx.interface], stdout=subprocess.PIPE, text=True, check=True
     ).stdout
     for name in ("rx-gro-list", "rx-vlan-filter", "rx-udp-gro-forwarding"):
-        assert interface.offloads[name] == (f"{name}: on" in shown)
+        assert interface.offloads.get(name, False) == (f"{name}: on" in shown)
+        assert (name in interface.offloads) == (f"{name}: off [fixed]" not in shown)
     assert found_in(examination, "driver").level == "good"
     assert found_in(examination, "zero-copy").level == "costs"
     assert found_in(examination, "pcie", missing=True) is None
@@ -590,7 +630,7 @@ def test_driver_is_understood_as_linux_ethtool_h_says(lab, tmp_path):
         env={**os.environ, "LD_PRELOAD": preload},
         stdout=subprocess.PIPE,
         check=True,
-        timeout=target.DEADLINE,
+        timeout=DEADLINE,
     )
     assert json.loads(done.stdout) == [
         "shim",
@@ -662,19 +702,13 @@ def settings(lab):
         ["ip", "-d", "link", "show"],
         ["ip", "addr", "show"],
         *(["ethtool", option, name] for option in ("-k", "-l", "-g", "-c", "-a", "-n", "-x")),
-        ["sysctl", "-a"],
+        # Those of the namespace; others may be changed by other tests.
+        ["sysctl", "-a", "-r", r"^net\.ipv[46]\."],
     ):
         done = lab.rx.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        # What the kernel counts or draws by itself changes by itself.
-        lines = [line for line in done.stdout.splitlines() if not re.match(VOLATILE, line)]
-        shown.append(lines)
+        shown.append(done.stdout)
+    assert len(shown[-1]) > 10_000
     return shown
-
-
-VOLATILE = (
-    r"fs\.(dentry|inode|file|quota)|kernel\.(random|ns_last_pid|pty|sched)|"
-    r"net\.netfilter|.*valid_lft"
-)
 
 
 @pytest.mark.xdp
@@ -714,7 +748,6 @@ def watch(event, arguments):
     elif event == "socket.sendto" and arguments[0].family != socket.AF_NETLINK:
         refused.append(event)
 
-from xdpspead import _drivers
 from xdpspead.__main__ import main
 main(["features", "--json"])  # what is imported late is imported now
 sys.addaudithook(watch)
@@ -728,7 +761,7 @@ def test_it_opens_nothing_for_writing_and_asks_drivers_questions_only(lab):
         print("\\0".join(["", *refused]), file=sys.stderr)
     """)
     child = lab.python(program)
-    out, err = child.communicate(timeout=target.DEADLINE)
+    out, err = child.communicate(timeout=DEADLINE)
     assert "Good" in out
     assert child.returncode == 0
     assert err.strip("\n") == ""
@@ -740,14 +773,13 @@ def test_ordinary_user_is_told_what_needs_root(lab):
     # Python itself may be where only root can read, so it becomes ordinary when all is imported.
     child = lab.python("""
         import contextlib, io, os, sys
-        from xdpspead import _drivers
-from xdpspead.__main__ import main
+        from xdpspead.__main__ import main
         with contextlib.redirect_stdout(io.StringIO()):
             main(["doctor", "veth0", "--json"])
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         sys.exit(main(["doctor", "veth0", "--json"]))
     """)
-    out, err = child.communicate(timeout=target.DEADLINE)
+    out, err = child.communicate(timeout=DEADLINE)
     os.close(fd)
     assert err == ""
     levels = {f["check"]: (f["level"], f["what"]) for f in json.loads(out)["findings"]}

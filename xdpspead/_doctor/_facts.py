@@ -7,7 +7,7 @@ apply: a virtual interface has no PCIe slot.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from .._drivers import Kernel, kernel_version
@@ -272,7 +272,9 @@ class Interface:
     table : tuple of int
         The queue for each value of the hash.
     offloads : dict of str to bool
-        By the kernel's names of them.
+        Those that are on or can be switched on, by the kernel's names of them.
+    fixed : frozenset of str
+        Those that are on and cannot be switched off.
     node : int
         NUMA node of the card; -1 if the firmware does not tell.
     irqs : tuple of Irq
@@ -301,7 +303,8 @@ class Interface:
     queues: Queues | Unknown = DRIVER_SILENT
     hashes: Mapping[str, int] | Unknown = DRIVER_SILENT
     table: tuple[int, ...] | Unknown = DRIVER_SILENT
-    offloads: Mapping[str, bool] | Unknown = field(default=DRIVER_SILENT)
+    offloads: Mapping[str, bool] | Unknown = DRIVER_SILENT
+    fixed: frozenset[str] = frozenset()
     coalescing: Coalescing | Unknown = DRIVER_SILENT
     pause: Pause | Unknown = DRIVER_SILENT
     node: int | Unknown | None = None

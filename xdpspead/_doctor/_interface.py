@@ -46,7 +46,7 @@ _NO_QUEUE: Final = re.compile(
 )
 
 
-def _tried(ask: Callable[[], _T]) -> _T | Unknown:
+def _tried(ask: Callable[[], _T | Unknown]) -> _T | Unknown:
     """Return what a driver answers, or why not."""
     try:
         return ask()
@@ -152,10 +152,11 @@ def _look(name: str, links: dict[str, Any], routes: set[int], root: Path) -> Int
         hashes=_tried(lambda: {f: _ethtool.hash_fields(name, f) for f in ("udp4", "udp6")}),
         table=_tried(lambda: _ethtool.hash_table(name)),
         offloads=settings.offloads,
+        fixed=settings.fixed,
         coalescing=settings.coalescing,
         pause=_tried(lambda: Pause(*_ethtool.pause_frames(name))),
         node=number(bus / "numa_node") if on_bus else None,
-        irqs=_irqs(index, bus, root) if on_bus else None,
+        irqs=_tried(lambda: _irqs(index, bus, root)) if on_bus else None,
         pcie=_pcie(bus) if on_bus else None,
         vlans=tuple(sorted(_vlan_ids(index, links))),
         rp_filter=_rp_filter(name, root),
@@ -194,23 +195,24 @@ class _Settings:
     coalescing: Coalescing | Unknown
     speed: int | Unknown
     offloads: dict[str, bool] | Unknown
+    fixed: frozenset[str]
 
 
 def _settings(name: str) -> _Settings:
     from pyroute2 import Ethtool
 
     with Ethtool() as ethtool:
-
-        def offloads() -> dict[str, bool]:
-            features = ethtool.get_features(name).features
-            return {what: bool(feature.enable) for what, feature in features.items()}
-
+        features = _tried(lambda: ethtool.get_features(name).features)
+        there = {} if isinstance(features, Unknown) else features
         return _Settings(
             rings=_tried(lambda: _rings(ethtool.get_rings(name))),
             queues=_tried(lambda: _queues(ethtool.get_channels(name))),
             coalescing=_tried(lambda: _coalescing(ethtool.get_coalesce(name))),
             speed=_tried(lambda: _speed(ethtool.get_link_mode(name))),
-            offloads=_tried(offloads),
+            offloads=features
+            if isinstance(features, Unknown)
+            else {what: bool(f.enable) for what, f in there.items() if f.enable or f.available},
+            fixed=frozenset(what for what, f in there.items() if f.enable and not f.available),
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .._drivers import RULES_WITHOUT_PORTS
-from ._facts import Interface, Losses, Machine, Rings, need
+from ._facts import Interface, Losses, Machine, Queues, Rings, need
 from ._files import ranges
 from ._findings import Check, Finding, costs, good, loses, unknown
 
@@ -30,6 +30,8 @@ _LATE_US: Final = 1000
 _FAST: Final = 25_000
 #: Queues that are proposed, where there are enough CPUs.
 _SOME_QUEUES: Final = 4
+#: Interrupts that get a command each.
+_FEW_IRQS: Final = 8
 #: Part of what lanes carry that is left for packets, and how many bits of a transfer are payload.
 _PCIE_SHARE: Final = 0.85
 _OLD_CODING, _NEW_CODING = 8 / 10, 128 / 130
@@ -186,23 +188,20 @@ def _spread(case: Case) -> Iterator[Finding]:
 
 
 def _steering(case: Case) -> Iterator[Finding]:
-    offloads = need(case.interface.offloads)
-    if "rx-ntuple-filter" not in offloads:
-        yield unknown("the driver does not tell")
-    elif need(case.interface.queues).n == 1:
+    interface = case.interface
+    offloads = need(interface.offloads)
+    elsewhere = "streams come on the queues that the hash chooses (no steer='ntuple')"
+    if isinstance(interface.queues, Queues) and interface.queues.n == 1:
         yield good("receive-flow rules are not needed with one queue")
-    elif case.interface.driver in RULES_WITHOUT_PORTS:
-        yield costs(
-            f"receive-flow rules of {case.interface.driver} know no ports, so steer='ntuple' fails",
-            "streams come on the queues that the hash chooses",
-        )
+    elif "rx-ntuple-filter" not in offloads:
+        yield costs("the driver has no receive-flow rules", elsewhere)
+    elif interface.driver in RULES_WITHOUT_PORTS:
+        yield costs(f"receive-flow rules of {interface.driver} know no ports", elsewhere)
     elif offloads["rx-ntuple-filter"]:
         yield good("receive-flow rules are on (steer='ntuple')")
     else:
         yield costs(
-            "receive-flow rules are off or not to be had (steer='ntuple')",
-            "streams come on the queues that the hash chooses",
-            f"ethtool -K {case.interface.name} ntuple on",
+            "receive-flow rules are off", elsewhere, f"ethtool -K {interface.name} ntuple on"
         )
 
 
@@ -304,8 +303,14 @@ def _all_cpus(case: Case) -> list[int]:
 
 def _put(irqs: list[int], cpus: list[int]) -> Iterator[str]:
     """Yield commands that deal interrupts out to CPUs."""
-    for i, irq in enumerate(irqs):
-        yield f"echo {cpus[i % len(cpus)]} > /proc/irq/{irq}/smp_affinity_list"
+    if len(irqs) <= _FEW_IRQS:
+        for i, irq in enumerate(irqs):
+            yield f"echo {cpus[i % len(cpus)]} > /proc/irq/{irq}/smp_affinity_list"
+        return
+    yield (
+        f"i=0; for irq in {' '.join(map(str, irqs))}; do set -- {' '.join(map(str, cpus))}; "
+        "shift $((i % $#)); echo $1 > /proc/irq/$irq/smp_affinity_list; i=$((i + 1)); done"
+    )
 
 
 def _pcie(case: Case) -> Iterator[Finding]:
@@ -332,10 +337,10 @@ def _rp_filter(case: Case) -> Iterator[Finding]:
     elif interface.default_route:
         yield good("sources are checked (rp_filter 1), but the default route is here")
     else:
-        yield loses(
+        yield costs(
             "sources are checked against routes (rp_filter 1)",
-            "ordinary sockets lose packets of senders that have no route through here (AF_XDP "
-            "does not)",
+            "ordinary sockets lose what senders send that have no route through here (AF_XDP does "
+            "not)",
             f"sysctl -w net.ipv4.conf.{interface.name}.rp_filter=2",
         )
 

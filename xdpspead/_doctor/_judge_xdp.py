@@ -128,21 +128,27 @@ def _offload(case: Case, name: str) -> bool:
 
 
 def _lro(case: Case) -> Iterator[Finding]:
-    on = {"rx-lro": "lro", "rx-gro-hw": "rx-gro-hw"}
-    merging = [short for name, short in on.items() if _offload(case, name)]
-    if merging:
-        yield costs(
-            f"the card merges packets ({', '.join(merging)})",
-            "many drivers refuse native mode then",
-            *(f"ethtool -K {case.interface.name} {short} off" for short in merging),
-        )
-    else:
+    words = {"rx-lro": "lro", "rx-gro-hw": "rx-gro-hw"}
+    merging = [name for name in words if _offload(case, name)]
+    fixed = [name for name in merging if name in case.interface.fixed]
+    if not merging:
         yield good("the card does not merge packets (LRO, rx-gro-hw)")
+        return
+    who = "; it cannot be switched off here: in a guest, ask its host" if fixed else ""
+    yield costs(
+        f"the card merges packets ({', '.join(words[name] for name in merging)})",
+        f"many drivers refuse native mode then{who}",
+        *(
+            f"ethtool -K {case.interface.name} {words[name]} off"
+            for name in merging
+            if name not in fixed
+        ),
+    )
 
 
 def _gro_forwarding(case: Case) -> Iterator[Finding]:
-    names = {"rx-udp-gro-forwarding": "rx-udp-gro-forwarding", "rx-gro-list": "rx-gro-list"}
-    merging = [short for name, short in names.items() if _offload(case, name)]
+    names = ("rx-udp-gro-forwarding", "rx-gro-list")
+    merging = [name for name in names if _offload(case, name)]
     if not merging:
         yield good("the kernel does not merge UDP packets (rx-udp-gro-forwarding)")
         return
@@ -153,7 +159,7 @@ def _gro_forwarding(case: Case) -> Iterator[Finding]:
     yield loses(
         what,
         "generic mode gets several datagrams in one, which fit no frame",
-        *(f"ethtool -K {case.interface.name} {short} off" for short in merging),
+        *(f"ethtool -K {case.interface.name} {name} off" for name in merging),
     )
 
 

@@ -111,6 +111,8 @@ def softnet(root: Path = ROOT, dropping: int = 0) -> Softnet | Unknown:
     table = text(root / "proc/net/softnet_stat")
     if isinstance(table, Unknown):
         return table
+    if not table:
+        return KERNEL_SILENT
     rows = [[int(word, 16) for word in line.split()[:3]] for line in table.splitlines()]
     processed, dropped, squeezed = (sum(column) for column in zip(*rows, strict=True))
     return Softnet(processed, dropped, squeezed, dropping)

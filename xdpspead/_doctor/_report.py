@@ -20,7 +20,7 @@ _NAME_WIDTH: Final = 16
 
 _TITLES: Final = {
     Level.LOSES: "Loses packets",
-    Level.COSTS: "Costs performance",
+    Level.COSTS: "Costs performance, or may lose packets",
     Level.GOOD: "Good",
 }
 
