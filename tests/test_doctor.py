@@ -24,6 +24,7 @@ from doctor_samples import (
     offloads,
     small_machine,
 )
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from xdplab import Lab, program_is_loaded
 
 from xdpspead import _drivers
@@ -550,8 +551,41 @@ def slot(tmp_path, monkeypatch):
 
 
 def test_interrupts_of_queues_are_told_from_others(slot, tmp_path):
-    irqs = _interface._irqs(1, slot, tmp_path)
+    irqs = _interface._irqs("eth1", 1, slot, tmp_path)
     assert irqs == (Irq(81, frozenset({3})), Irq(82, frozenset(range(16))))
+
+
+@pytest.mark.parametrize(
+    ("name", "serves"),
+    [
+        ("mlx5_comp3@pci:0000:81:00.0", True),
+        ("mlx5_async0@pci:0000:81:00.0", False),
+        ("ice-mgmt0-TxRx-5", True),
+        ("ice-0000:81:00.0:misc", False),
+        ("irdma-0000:81:00.0-AEQ", False),
+        ("i40e-mgmt0-TxRx-0", True),
+        ("i40e-0000:81:00.0:fdir-TxRx-0", False),
+        ("mgmt0-TxRx-0", True),  # ixgbe, igb, bnxt_en
+        ("mgmt0-rx-0", True),
+        ("mgmt0-tx-0", False),
+        ("mgmt0", False),
+        ("mgmt0-Tx-Rx-2", True),  # ena
+        ("ena-mgmnt@pci:0000:00:05.0", False),
+        ("gve-ntfy-blk0@pci:0000:00:04.0", True),
+        ("virtio2-input.0", True),
+        ("virtio2-output.0", False),
+        ("virtio2-config", False),
+        ("idpf-Mailbox-0", False),
+    ],
+)
+def test_interrupts_of_drivers_are_known_by_their_names(name, serves):
+    assert _interface.serves_queue(name, "mgmt0") is serves
+
+
+def test_only_interrupt_of_a_device_is_its_queues(slot, tmp_path):
+    for irq in (80, 81, 82):
+        (slot / "msi_irqs" / str(irq)).unlink()
+    assert [irq.number for irq in _interface._irqs("eth1", 1, slot, tmp_path)] == [83]
 
 
 def test_slot_is_read(slot):
@@ -568,6 +602,22 @@ def test_igmp_version_is_that_of_the_interface(tmp_path):
     write(tmp_path, {"proc/thread-self/net/igmp": table + "4\teth1      :     1      V2"})
     assert _interface._igmp("eth1", tmp_path) == 2
     assert isinstance(_interface._igmp("eth2", tmp_path), Unknown)
+
+
+def test_vlans_of_an_interface_are_those_above_it():
+    def link(below):
+        data = {"attrs": [("IFLA_VLAN_ID", 100)]}
+        info = {"attrs": [("IFLA_INFO_KIND", "vlan"), ("IFLA_INFO_DATA", data)]}
+        message = ifinfmsg()
+        message["attrs"] = [("IFLA_LINK", below), ("IFLA_LINKINFO", info)]
+        message.encode()
+        answer = ifinfmsg(message.data)
+        answer.decode()
+        return answer
+
+    links = {"eth1.100": link(3), "eth2.100": link(4)}
+    assert list(_interface._vlan_ids(3, links)) == [100]
+    assert list(_interface._vlan_ids(5, links)) == []
 
 
 # ------------------------------------------------------------------ on a veth pair

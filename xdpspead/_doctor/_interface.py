@@ -38,10 +38,10 @@ WATCHED_S: Final = 0.5
 _NO_SLOT: Final = Unknown("no PCIe link can be seen")
 _UP, _RUNNING = 0x1, 0x40  # IFF_UP, IFF_RUNNING
 
-#: Interrupts of a device that serve no receive queue.
+#: What names of interrupts speak of that serve no receive queue.
 _NO_QUEUE: Final = re.compile(
-    r"async|config|control|ctrl|mgmnt|mgmt|misc|adminq|cmd|fdir|fw|oicr|ptp|"
-    r"output|-tx|xmit|^(eth|en)\w*$",
+    r"async|config|control|ctrl|mgmn?t|mailbox|misc|adminq|cmd|fdir|oicr|ptp|irdma|"
+    r"output|-tx(?!-?rx)|xmit",
     re.IGNORECASE,
 )
 
@@ -156,7 +156,7 @@ def _look(name: str, links: dict[str, Any], routes: set[int], root: Path) -> Int
         coalescing=settings.coalescing,
         pause=_tried(lambda: Pause(*_ethtool.pause_frames(name))),
         node=number(bus / "numa_node") if on_bus else None,
-        irqs=_tried(lambda: _irqs(index, bus, root)) if on_bus else None,
+        irqs=_tried(lambda: _irqs(name, index, bus, root)) if on_bus else None,
         pcie=_pcie(bus) if on_bus else None,
         vlans=tuple(sorted(_vlan_ids(index, links))),
         rp_filter=_rp_filter(name, root),
@@ -174,8 +174,8 @@ def _vlan_ids(index: int, links: dict[str, Any]) -> Iterator[int]:
     for other in links.values():
         if other.get("IFLA_LINK") == index and _kind(other) == "vlan":
             data = other.get("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
-            if data is not None:
-                yield int(data.get_attr("IFLA_VLAN_ID"))
+            if data is not None and (vlan := data.get_attr("IFLA_VLAN_ID")) is not None:
+                yield int(vlan)
 
 
 def _xdp_features(index: int) -> _netdev.XdpFeatures | Unknown:
@@ -254,20 +254,21 @@ def _speed(answer: Any) -> int:
 # ------------------------------------------------------------------ sysfs and procfs
 
 
-def _irqs(index: int, bus: Path, root: Path) -> tuple[Irq, ...] | Unknown:
+def _irqs(name: str, index: int, bus: Path, root: Path) -> tuple[Irq, ...] | Unknown:
     """Return the interrupts of the receive queues.
 
     The kernel tells them since 6.8, if the driver does; else they are those of the device whose
-    names do not speak of something else.
+    names do not speak of something else, or its only one.
     """
     numbers = set(_netdev.queue_interrupts(index))
     if not numbers:
         folder = bus / "msi_irqs"
-        everything = {int(file.name) for file in folder.iterdir()} if folder.is_dir() else set()
-        for irq in everything:
-            action = text(root / f"sys/kernel/irq/{irq}/actions")
-            if isinstance(action, str) and action and not _NO_QUEUE.search(action):
-                numbers.add(irq)
+        everything = [int(file.name) for file in folder.iterdir()] if folder.is_dir() else []
+        actions = {irq: text(root / f"sys/kernel/irq/{irq}/actions") for irq in everything}
+        used = {irq: action for irq, action in actions.items() if isinstance(action, str)}
+        numbers = {irq for irq, action in used.items() if serves_queue(action, name)}
+        if len(used) == 1:
+            numbers = set(used)
     if not numbers:
         return DRIVER_SILENT
     found = []
@@ -279,6 +280,13 @@ def _irqs(index: int, bus: Path, root: Path) -> tuple[Irq, ...] | Unknown:
             return listed
         found.append(Irq(irq, cpus(listed)))
     return tuple(found)
+
+
+def serves_queue(action: str, interface: str) -> bool:
+    """Return whether an interrupt is one of a receive queue, by its name."""
+    # Who is called like the interface, and nothing else, tells of the link.
+    rest = action.replace(interface, "")
+    return bool(rest) and not _NO_QUEUE.search(rest)
 
 
 def _pcie(bus: Path) -> Pcie | Unknown:
