@@ -661,6 +661,19 @@ def found_in(examination, check, *, missing=False):
 
 
 @pytest.mark.xdp
+def test_members_are_those_whose_master_it_is(lab):
+    lab.ip("link", "add", "br0", "type", "bridge")
+    try:
+        lab.ip("link", "set", lab.rx.interface, "master", "br0")
+        with lab.rx.enter():
+            (bridge,) = _interface.gather_interfaces(["br0"])
+    finally:
+        lab.ip("link", "del", "br0")
+    assert (bridge.kind, bridge.members) == ("bridge", (lab.rx.interface,))
+    assert bridge.up is False
+
+
+@pytest.mark.xdp
 def test_driver_is_understood_as_linux_ethtool_h_says(lab, tmp_path):
     library = tmp_path / "shim.so"
     command = ["cc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
