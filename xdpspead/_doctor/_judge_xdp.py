@@ -7,7 +7,7 @@ from typing import Final
 
 from .._drivers import MTU_OF_ONE_FRAME, NATIVE, SAFE_MTU, why_no_zero_copy
 from ._facts import NotKnownError, Unknown, need
-from ._findings import Check, Finding, Level, costs, good, loses, unknown
+from ._findings import Check, Finding, costs, good, loses, unknown
 from ._judge_interface import Case
 
 #: What our own programs are called.
@@ -109,9 +109,7 @@ def _programs(case: Case) -> Iterator[Finding]:
         if held:
             what += f", by {', '.join(held)}"
         if program.name in _OURS:
-            yield Finding(
-                Level.GOOD, f"{what}: xdpspead receives here, as one process of a machine can"
-            )
+            yield good(f"{what}: xdpspead receives here")
             continue
         yield loses(
             what,
