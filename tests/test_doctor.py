@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -658,6 +659,31 @@ def found_in(examination, check, *, missing=False):
     listed = [finding for finding in examination.findings if finding.check == check]
     assert len(listed) == (0 if missing else 1)
     return listed[0] if listed else None
+
+
+@pytest.mark.xdp
+def test_packets_that_are_dropped_while_it_looks_are_counted(lab):
+    # Nobody wants this type of Ethernet frame, so the kernel drops it.
+    frame = bytes.fromhex(lab.rx.mac.replace(":", "")) + bytes(6) + b"\x88\xb5" + bytes(46)
+    over = threading.Event()
+
+    def send():
+        for _ in range(2000):
+            lab.inject(frame)
+            if over.wait(0.01):
+                return
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    try:
+        finding = found_in(examine(lab), "losses")
+    finally:
+        over.set()
+        sending.join()
+    assert finding.level == "costs"
+    counted = re.match(r"the kernel dropped (\d+) packets in", finding.what)
+    assert counted is not None, finding.what
+    assert 0 < int(counted[1]) <= 2000
 
 
 @pytest.mark.xdp
