@@ -193,7 +193,7 @@ static void tell_no_napi(struct xdp_reader *r, const struct xps_xdp_socket *s)
 		"interrupts, as without busy_poll",
 		r->source->port->name, s->queue->index,
 		r->source->port->program.mode == XPS_XDP_NATIVE ? "native" : "generic");
-	xps_reader_warn(&r->reader, text);
+	xps_reader_tell(&r->reader, XPS_LOG_WARNING, text);
 }
 
 /* Call the drivers that can be called. False if there is none, or the interface is down: then the worker may sleep. */
