@@ -57,6 +57,11 @@ static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, stru
 	return 0;
 }
 
+int xps_xdp_queue_max_mtu(const struct xps_xdp_queue *queue)
+{
+	return queue->multi_buffer ? 0 : (int)queue->frame_size - KERNEL_HEADROOM - LINK_OVERHEAD;
+}
+
 static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
 {
 	return (struct xps_xdp_place){

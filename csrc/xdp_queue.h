@@ -71,6 +71,9 @@ void xps_xdp_queue_wakeup(struct xps_xdp_queue *queue, int fd, bool last);
 void xps_xdp_queue_credits(struct xps_xdp_queue *queue, struct xps_xdp_member *member, uint64_t *fill_empty,
 			   uint64_t *rx_invalid);
 
+/* The largest MTU whose packets fit its frames; 0 if all do, in several frames. */
+int xps_xdp_queue_max_mtu(const struct xps_xdp_queue *queue);
+
 /* Frames that one reader may hold. */
 static inline uint32_t xps_xdp_queue_share(const struct xps_xdp_queue *queue)
 {
