@@ -26,8 +26,6 @@ pytestmark = [pytest.mark.ours, pytest.mark.xdp]
 if OURS:
     from xdplab import Lab
 
-_TESTS = Path(__file__).parent
-
 _PUPPET = """
     import json, os, signal, sys
     from target import new_stream, recv
@@ -133,14 +131,6 @@ class Puppet:
 def lab() -> Iterator[Any]:
     with Lab(queues=2) as lab:
         yield lab
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("shim") / "shim.so"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*command, _TESTS / "ethtool_shim.c", "-o", library, "-ldl"], check=True)
-    return library
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,8 @@ _AF_XDP = 44
 _XDP_RX_RING, _XDP_UMEM_REG, _XDP_UMEM_FILL_RING, _XDP_UMEM_COMPLETION_RING = 2, 4, 5, 6
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _BPF_PROG_LOAD, _BPF_PROG_GET_FD_BY_ID, _BPF_LINK_CREATE = 5, 13, 28
-_BPF_LINK_GET_FD_BY_ID, _BPF_LINK_GET_NEXT_ID, _BPF_LINK_DETACH = 30, 31, 34
+_BPF_LINK_GET_FD_BY_ID, _BPF_LINK_DETACH = 30, 34
+_BPF_NEXT_ID = {"prog_id": 11, "map_id": 12, "link_id": 31}
 _BPF_PROG_TYPE_XDP, _BPF_XDP = 6, 37
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -328,12 +329,9 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 def _links() -> Iterator[tuple[int, int]]:
     """Yield the program of each XDP link that there is, and a descriptor of the link, to close."""
-    number = 0
-    while True:
-        attributes = ctypes.create_string_buffer(struct.pack("II", number, 0), 128)
-        if _libc.syscall(_SYS_BPF[os.uname().machine], _BPF_LINK_GET_NEXT_ID, attributes, 128):
-            return
-        (number,) = struct.unpack_from("I", attributes, 4)
+    for kind, number in _bpf_ids():
+        if kind != "link_id":
+            continue
         fd = _bpf(_BPF_LINK_GET_FD_BY_ID, struct.pack("I", number))
         info = dict(
             line.split(":\t")
@@ -341,6 +339,36 @@ def _links() -> Iterator[tuple[int, int]]:
             if ":\t" in line
         )
         yield int(info.get("prog_id", 0)), fd
+
+
+def _bpf_ids() -> set[tuple[str, int]]:
+    found = set()
+    for kind, command in _BPF_NEXT_ID.items():
+        attributes = ctypes.create_string_buffer(128)
+        while not _libc.syscall(_SYS_BPF[os.uname().machine], command, attributes, 128):
+            (number,) = struct.unpack_from("I", attributes, 4)
+            found.add((kind, number))
+            struct.pack_into("II", attributes, 0, number, 0)
+    return found
+
+
+def _bpf_held() -> set[tuple[str, int]]:
+    held = set()
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has just been closed
+            if "bpf" not in os.readlink(fd):
+                continue
+            for line in (fd.parents[1] / "fdinfo" / fd.name).read_text().splitlines():
+                kind, _, number = line.partition(":")
+                if kind in _BPF_NEXT_ID:
+                    held.add((kind, int(number)))
+    return held
+
+
+def bpf_orphans() -> set[tuple[str, int]]:
+    """Return the programs, maps and links that are there though no process holds them."""
+    there = _bpf_ids()
+    return there - _bpf_held() if there else there
 
 
 def program_is_loaded(number: int) -> bool:
