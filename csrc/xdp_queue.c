@@ -126,7 +126,7 @@ static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail
 	if (err == EBUSY)
 		return xps_fail_set(fail, err, step,
 				    "queue %u of %s is bound by another AF_XDP socket: another process's, or a "
-				    "sender's. Stop that, or choose other queues.",
+				    "sender's ('ss --xdp --processes' lists them). Stop that, or choose other queues.",
 				    place.queue, place.name);
 	if (queue->zero_copy && !ordinary)
 		return xps_fail_set(

@@ -305,7 +305,10 @@ def test_rules_of_an_interface_that_is_gone_are_nobodys_worry(shim, tmp_path):
             puppet.add(A)
             lab.ip("link", "del", lab.rx.interface)
             puppet("stop()")
-            assert puppet.process.communicate(timeout=DEADLINE) == ("", "")
+            out, err = puppet.process.communicate(timeout=DEADLINE)
+            assert out == ""
+            assert "was deleted" in err
+            assert "put back" not in err
 
 
 def test_rules_go_from_an_interface_that_has_another_name_now(shim, tmp_path):
