@@ -643,6 +643,7 @@ static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xd
 		       struct xps_fail *fail)
 {
 	const struct xps_xdp_queue_config queue_config = { .buffer_size = config->buffer_size,
+							   .n_alike = config->n_queues,
 							   .zero_copy = config->zero_copy };
 	struct xps_xdp_socket *s = &r->sockets[r->n_sockets];
 	struct xdp_source *source = r->source;

@@ -68,6 +68,7 @@ static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
 		.ifindex = queue->port->config.ifindex,
 		.name = queue->port->name,
 		.queue = queue->index,
+		.n_alike = queue->n_alike,
 	};
 }
 
@@ -182,8 +183,8 @@ static int setup_queue(struct xps_xdp_queue *queue, uint64_t buffer_size, struct
 	return err;
 }
 
-static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer_size, bool zero_copy,
-		      struct xps_fail *fail)
+static int open_queue(struct xps_xdp_port *port, uint32_t index, const struct xps_xdp_queue_config *config,
+		      bool zero_copy, struct xps_fail *fail)
 {
 	struct xps_xdp_queue *queue = calloc(1, sizeof(*queue));
 	int err;
@@ -192,10 +193,11 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer
 		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a queue.");
 	queue->port = port;
 	queue->index = index;
+	queue->n_alike = config->n_alike;
 	queue->zero_copy = zero_copy;
 	queue->fd = -1;
 	pthread_mutex_init(&queue->lock, NULL);
-	err = setup_queue(queue, buffer_size, fail);
+	err = setup_queue(queue, config->buffer_size, fail);
 	if (err) {
 		close_queue(queue);
 		return err;
@@ -213,10 +215,10 @@ static int open_best_queue(struct xps_xdp_port *port, uint32_t index, const stru
 	int err = -EOPNOTSUPP;
 
 	if (config->zero_copy > 0)
-		return open_queue(port, index, config->buffer_size, true, fail);
+		return open_queue(port, index, config, true, fail);
 	if (config->zero_copy == -1 && may)
-		err = open_queue(port, index, config->buffer_size, true, fail);
-	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config->buffer_size, false, fail) : err;
+		err = open_queue(port, index, config, true, fail);
+	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config, false, fail) : err;
 }
 
 /* Whether another reader can join what the first one opened. */

@@ -35,12 +35,13 @@ struct xps_xdp_member {
 
 struct xps_xdp_queue_config {
 	uint64_t buffer_size;
-	int zero_copy; /* as in struct xps_xdp_reader_config */
+	uint32_t n_alike; /* as in struct xps_xdp_place */
+	int zero_copy;    /* as in struct xps_xdp_reader_config */
 };
 
 struct xps_xdp_queue {
 	struct xps_xdp_port *port;
-	uint32_t index;
+	uint32_t index, n_alike;
 
 	uint8_t *frames;
 	uint32_t frame_size; /* power of two */

@@ -33,7 +33,6 @@ from target import (
     recv,
     refusals,
     settled,
-    sp,
     stats_of,
     take,
     wait_for,
@@ -944,7 +943,7 @@ DROP = """
         print(target.next_heap(stream).cnt)
 """
 
-NET_ADMIN, NET_RAW, SYS_ADMIN, BPF = 12, 13, 21, 39
+NET_ADMIN, NET_RAW, IPC_LOCK, SYS_ADMIN, BPF = 12, 13, 14, 21, 39
 # CAP_SYS_ADMIN stands in for both of the last two.
 CAPABILITIES = {
     "CAP_NET_RAW": [NET_RAW],
@@ -972,6 +971,51 @@ def test_missing_capability_is_named(lab, capability):
     assert int(number) in (errno.EPERM, errno.EACCES), text
     assert step
     assert lab.program() is None
+
+
+LOCK = """
+    import resource, re
+    def limit(n):
+        hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (n, hard))
+    def attempt(port):
+        stream = target.new_stream()
+        config = target.recv.UdpXdpConfig(
+            endpoints=[({host!r}, port)], interface={interface!r}, buffer_size=4 << 20)
+        try:
+            stream.add_udp_xdp_reader(config)
+        except target.recv.XdpError as error:
+            print(error.step, error.errno, error)
+            return str(error)
+        print("ready", flush=True)
+        print(target.next_heap(stream).cnt, flush=True)
+        return ""
+    limit(1 << 20)
+    text = attempt(7201)
+    kibibytes = int(re.search(r"'ulimit -l (\\d+)'", text)[1])
+    limit(kibibytes * 1024 - 4096)  # a page less, and it is refused again
+    attempt(7202)
+    limit(kibibytes * 1024)
+    attempt(7203)
+"""
+
+
+def test_memory_that_may_not_be_locked_is_an_error_that_says_how_much_would_do():
+    with Lab(queues=2) as lab:
+        head, _, _ = DROP.partition("    logging.basicConfig")
+        code = (head + LOCK.removeprefix("\n")).format(
+            caps=[IPC_LOCK], host=lab.rx.ipv4, interface=lab.rx.interface
+        )
+        process = lab.python(code)
+        for _ in range(2):
+            line = process.stdout.readline()
+            assert line.startswith(f"register UMEM {errno.ENOBUFS} "), line + process.stderr.read()
+            assert f"LimitMEMLOCK={4 << 20}" in line
+            assert "CAP_IPC_LOCK" in line
+        assert process.stdout.readline() == "ready\n"
+        lab.sender(7203).send(one_packet(5))
+        assert process.stdout.readline() == "5\n"
+        assert process.wait(DEADLINE) == 0
 
 
 # Fallback
