@@ -20,7 +20,6 @@ import pytest
 from target import (
     DEADLINE,
     LOGGER,
-    OURS,
     drain,
     free_port,
     in_thread,
@@ -276,14 +275,10 @@ def test_stream_ends_with_an_error_after_all_finished_heaps(lab, change, workers
     assert f"id {program})" in str(error) or change is not program_taken_off
     assert_right(stream, heaps + rest)
     assert not stream.stats["xdpspead.heaps_dropped_stop"]
-    start = time.monotonic()
-    stream.stop()
-    assert time.monotonic() - start < 1
     with pytest.raises(recv.XdpError):  # and again, whoever asks
         stream.get()
 
 
-@pytest.mark.skipif(not OURS, reason="the log is ours")
 def test_end_is_in_the_log_too(lab, caplog):
     stream, _ = receiver(lab)
     deleted(lab)
@@ -372,6 +367,7 @@ def lab_has(lab) -> bool:
     return ip(lab.rx, "link", "show", "dev", lab.rx.interface, check=False).returncode == 0
 
 
+@pytest.mark.timing
 def test_stop_is_quick_though_nobody_reads_and_the_interface_is_gone(lab):
     stream, port = receiver(lab, heaps=4)
     with Load(lab, port):
