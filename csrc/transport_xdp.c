@@ -61,7 +61,7 @@ struct xdp_reader {
 	struct xps_view pieces[XPS_XDP_HELD];
 	uint32_t n_pieces;
 
-	int kick_fd; /* readable: a reader has joined one of our queues */
+	int kick_fd; /* readable: a reader has joined one of our queues, or the source is gone */
 	atomic_bool kicked;
 
 	bool attached;
@@ -318,9 +318,9 @@ static void kick_others(struct xdp_source *source)
 	const uint64_t one = 1;
 
 	for (uint32_t i = 1; i < source->n_readers; i++) {
-		atomic_store(&source->readers[i].kicked, true);
-		if (write(source->readers[i].kick_fd, &one, sizeof(one)) < 0)
-			continue; /* it is readable already */
+		/* Cannot fail but by overflow, and then it is readable anyway. */
+		if (write(source->readers[i].kick_fd, &one, sizeof(one)) >= 0 || errno == EAGAIN)
+			atomic_store(&source->readers[i].kicked, true);
 	}
 }
 
@@ -499,6 +499,10 @@ static void source_free(struct xdp_source *source)
 		return;
 	if (source->slot >= 0)
 		xps_xdp_port_give_slot(source->port, source->slot);
+	/* Not with the reader: until here the first one may be about to kick it. */
+	for (uint32_t i = 0; i < source->n_readers; i++)
+		if (source->readers[i].kick_fd >= 0)
+			close(source->readers[i].kick_fd);
 	xps_xdp_watch_close(&source->watch);
 	xps_xdp_port_free(source->port);
 	pthread_mutex_destroy(&source->lock);
@@ -517,8 +521,6 @@ static void reader_close(struct xps_reader *reader)
 	}
 	for (uint32_t i = 0; i < r->n_sockets; i++)
 		xps_xdp_socket_close(&r->sockets[i]);
-	if (r->kick_fd >= 0)
-		close(r->kick_fd);
 	if (!r->attached)
 		free(r->reader.queues);
 	free(r->reader.watches);

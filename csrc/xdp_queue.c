@@ -248,10 +248,9 @@ static void kick(const struct xps_xdp_member *member)
 {
 	const uint64_t one = 1;
 
-	atomic_store(member->kicked, true);
 	/* cannot fail but by overflow, and then it is readable anyway */
-	if (write(member->kick_fd, &one, sizeof(one)) < 0)
-		return;
+	if (write(member->kick_fd, &one, sizeof(one)) >= 0 || errno == EAGAIN)
+		atomic_store(member->kicked, true); /* after it: who sees it reads, and once only */
 }
 
 static void add_member(struct xps_xdp_queue *queue, struct xps_xdp_member *member)

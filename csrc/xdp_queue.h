@@ -27,7 +27,7 @@
 /* A reader's membership in a queue; part of its socket. */
 struct xps_xdp_member {
 	int kick_fd;         /* eventfd, may be the same for all queues of a reader */
-	atomic_bool *kicked; /* set before kick_fd is written */
+	atomic_bool *kicked; /* set when kick_fd has been written */
 	uint64_t fill_empty; /* credited so far */
 	uint64_t rx_invalid;
 	struct xps_xdp_member *next;
