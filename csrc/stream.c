@@ -139,6 +139,12 @@ bool xps_stream_stopped(struct xps_stream *stream)
 	return !xps_stream_is_ours(stream) || xps_ring_stopped(&stream->lanes.ring);
 }
 
+int xps_stream_failure(struct xps_stream *stream, struct xps_fail *fail)
+{
+	*fail = (struct xps_fail){ 0 };
+	return xps_stream_is_ours(stream) ? xps_lanes_failure(&stream->lanes, fail) : 0;
+}
+
 uint32_t xps_stream_queue_stats(struct xps_stream *stream, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n)
 {
 	if (xps_stream_is_ours(stream))

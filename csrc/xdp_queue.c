@@ -57,12 +57,18 @@ static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, stru
 	return 0;
 }
 
+int xps_xdp_queue_max_mtu(const struct xps_xdp_queue *queue)
+{
+	return queue->multi_buffer ? 0 : (int)queue->frame_size - KERNEL_HEADROOM - LINK_OVERHEAD;
+}
+
 static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
 {
 	return (struct xps_xdp_place){
 		.ifindex = queue->port->config.ifindex,
 		.name = queue->port->name,
 		.queue = queue->index,
+		.n_alike = queue->n_alike,
 	};
 }
 
@@ -121,7 +127,7 @@ static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail
 	if (err == EBUSY)
 		return xps_fail_set(fail, err, step,
 				    "queue %u of %s is bound by another AF_XDP socket: another process's, or a "
-				    "sender's. Stop that, or choose other queues.",
+				    "sender's ('ss --xdp --processes' lists them). Stop that, or choose other queues.",
 				    place.queue, place.name);
 	if (queue->zero_copy && !ordinary)
 		return xps_fail_set(
@@ -177,8 +183,8 @@ static int setup_queue(struct xps_xdp_queue *queue, uint64_t buffer_size, struct
 	return err;
 }
 
-static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer_size, bool zero_copy,
-		      struct xps_fail *fail)
+static int open_queue(struct xps_xdp_port *port, uint32_t index, const struct xps_xdp_queue_config *config,
+		      bool zero_copy, struct xps_fail *fail)
 {
 	struct xps_xdp_queue *queue = calloc(1, sizeof(*queue));
 	int err;
@@ -187,10 +193,11 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer
 		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a queue.");
 	queue->port = port;
 	queue->index = index;
+	queue->n_alike = config->n_alike;
 	queue->zero_copy = zero_copy;
 	queue->fd = -1;
 	pthread_mutex_init(&queue->lock, NULL);
-	err = setup_queue(queue, buffer_size, fail);
+	err = setup_queue(queue, config->buffer_size, fail);
 	if (err) {
 		close_queue(queue);
 		return err;
@@ -208,10 +215,10 @@ static int open_best_queue(struct xps_xdp_port *port, uint32_t index, const stru
 	int err = -EOPNOTSUPP;
 
 	if (config->zero_copy > 0)
-		return open_queue(port, index, config->buffer_size, true, fail);
+		return open_queue(port, index, config, true, fail);
 	if (config->zero_copy == -1 && may)
-		err = open_queue(port, index, config->buffer_size, true, fail);
-	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config->buffer_size, false, fail) : err;
+		err = open_queue(port, index, config, true, fail);
+	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config, false, fail) : err;
 }
 
 /* Whether another reader can join what the first one opened. */
@@ -241,10 +248,9 @@ static void kick(const struct xps_xdp_member *member)
 {
 	const uint64_t one = 1;
 
-	atomic_store(member->kicked, true);
 	/* cannot fail but by overflow, and then it is readable anyway */
-	if (write(member->kick_fd, &one, sizeof(one)) < 0)
-		return;
+	if (write(member->kick_fd, &one, sizeof(one)) >= 0 || errno == EAGAIN)
+		atomic_store(member->kicked, true); /* after it: who sees it reads, and once only */
 }
 
 static void add_member(struct xps_xdp_queue *queue, struct xps_xdp_member *member)

@@ -22,6 +22,7 @@ struct xps_xdp_place {
 	int ifindex;
 	const char *name; /* of the interface */
 	uint32_t queue;
+	uint32_t n_alike; /* queues that are opened in one go, each with as much memory; 0 is as good as 1 */
 };
 
 bool xps_kernel_at_least(unsigned major, unsigned minor);

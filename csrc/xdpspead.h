@@ -286,6 +286,11 @@ int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, in
 int xps_stream_fd(struct xps_stream *stream);
 uint64_t xps_stream_ring_size(struct xps_stream *stream);
 bool xps_stream_stopped(struct xps_stream *stream);
+/*
+ * Why the stream has stopped: 0 if the user wanted it, or the sender said so, or its source was read to the end. Otherwise
+ * a negative errno, and `fail` says what became of the source: for whoever finds the ring empty.
+ */
+int xps_stream_failure(struct xps_stream *stream, struct xps_fail *fail);
 /* Whether this process made the stream; false in a forked child. */
 bool xps_stream_is_ours(struct xps_stream *stream);
 /* A consistent snapshot, XPS_N_STATS values. */

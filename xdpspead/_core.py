@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import repeat, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias
 
-from ._errors import Stopped, TransportError
+from ._errors import Stopped, TransportError, XdpError
 from ._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -765,6 +765,8 @@ class Stream:
         ------
         Stopped
             If the stream has stopped and no heap is left.
+        XdpError
+            Likewise, if that is because the interface of an AF_XDP reader failed.
         """
         # Other threads may be in here too while this one waits, so each call has its own array.
         n = min(n, self._BATCH)
@@ -778,12 +780,20 @@ class Stream:
             self.leftover.extend(owned)
             raise
         if popped == -errno.EPIPE:
-            raise Stopped("ring buffer has been stopped")
+            self._raise_end()
         if popped == -errno.ECHILD:
             self.require_own_process()
         if popped < 0 and popped != -errno.EINTR:
             _raise(popped)
         return result
+
+    def _raise_end(self) -> NoReturn:
+        fail = ffi.new("struct xps_fail *")
+        code = lib.xps_stream_failure(self.c, fail)
+        if code == 0:
+            raise Stopped("ring buffer has been stopped")
+        step = _text(fail.step)  # only AF_XDP readers fail so
+        raise XdpError(-code, f"{step}: {_text(fail.text)}", step)
 
     def require_own_process(self) -> None:
         """Raise RuntimeError in a forked child."""

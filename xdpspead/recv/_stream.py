@@ -372,6 +372,8 @@ class _Stream:
             If none is waiting.
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         try:
             return self._make(self._popped.popleft())
@@ -468,6 +470,8 @@ class Stream(_Stream):
     Packets with the same heap identifier belong to the same heap, whichever reader brought them
     (unless a reader has several workers, see :attr:`.UdpXdpConfig.workers`). Iterate over it, or
     call :meth:`get`, to have the heaps. Used as a context manager it is stopped at the end.
+    Iteration ends when the stream has stopped, and raises :class:`XdpError` if that is because the
+    interface of an AF_XDP reader is gone.
 
     Parameters
     ----------
@@ -498,6 +502,8 @@ class Stream(_Stream):
         ------
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         self._note_thread()
         while True:

@@ -87,6 +87,8 @@ class Stream(_BlockingStream):
         ------
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         loop = asyncio.get_running_loop()
         self._core.require_own_process()  # in a child the lock might be held for ever
@@ -118,6 +120,8 @@ class Stream(_BlockingStream):
             If none is waiting.
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         self._core.require_own_process()
         with self._lock:
