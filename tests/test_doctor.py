@@ -298,7 +298,7 @@ WRONG = {
     "somebody's process": (
         "programs",
         {},
-        {"programs": (replace(FOREIGN, holders=("suricata (99)",)),)},
+        {"programs": (replace(FOREIGN, holders=("99 (suricata)",)),)},
         "loses",
         [],
     ),
@@ -737,7 +737,7 @@ def test_own_receiver_is_named_with_its_process(lab):
     finding = found_in(examine(lab), "programs")
     assert finding.level == "good"
     assert f"program {lab.program()} (steer)" in finding.what
-    assert f"({os.getpid()})" in finding.what
+    assert f"{os.getpid()} (" in finding.what
 
 
 @pytest.mark.xdp
@@ -747,7 +747,7 @@ def test_program_of_somebody_else_is_named_with_its_process(lab):
         finding = found_in(examine(lab), "programs")
         assert finding.level == "loses"
         assert f"program {lab.program()} " in finding.what
-        assert f"({os.getpid()})" in finding.what
+        assert f"{os.getpid()} (" in finding.what
     finally:
         os.close(fd)
 

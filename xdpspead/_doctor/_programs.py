@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
-import re
 import struct
 from pathlib import Path
 from typing import Any, Final
 
 from .. import _bpf
+from .._bpf_holders import holders
 from ._facts import KERNEL_SILENT, NEEDS_ROOT, Program, Unknown
-from ._files import ROOT, processes, text
+from ._files import ROOT
 
 _PROG_GET_FD_BY_ID: Final = 13
 _OBJ_GET_INFO_BY_FD: Final = 15
@@ -62,24 +61,5 @@ def _name(number: int) -> str | Unknown:
 
 
 def _holders(number: int, root: Path = ROOT) -> tuple[str, ...] | Unknown:
-    """Return the processes that have a descriptor of the program or of its link."""
-    mine = re.compile(rf"^prog_id:\s*{number}$", re.MULTILINE)
-    found, hidden = [], False
-    for folder in processes(root):
-        try:
-            names = os.listdir(folder / "fd")
-        except PermissionError:
-            hidden = True
-            continue
-        except OSError:  # it has ended
-            continue
-        if any(mine.search(_info(folder, name)) for name in names):
-            found.append(f"{text(folder / 'comm')} ({folder.name})")
-    return NEEDS_ROOT if hidden and not found else tuple(found)
-
-
-def _info(folder: Path, name: str) -> str:
-    with contextlib.suppress(OSError):
-        if "bpf" in os.readlink(folder / "fd" / name):
-            return (folder / "fdinfo" / name).read_text()
-    return ""
+    found = holders(number, root / "proc")
+    return found.processes if found.processes or found.complete else NEEDS_ROOT

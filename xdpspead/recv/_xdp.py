@@ -219,7 +219,7 @@ def _whose_program(interface: Interface | None, number: int | None, step: str) -
     if interface is None or (number, step) != (errno.EBUSY, "attach program"):
         return ""
     program = attached_program(interface.index)
-    processes = holders(program) if program else []
+    processes = holders(program).processes if program else ()
     if not processes:
         return ""
     return f" Process {', '.join(processes)} has program {program}."
