@@ -282,6 +282,12 @@ void xps_stream_free(struct xps_stream *stream);
  * forked child.
  */
 int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
+/*
+ * The same for a user who wants one heap and keeps the others for later: these take up room in the ring until somebody
+ * pops again, so that no more than `ring_heaps` finished heaps wait for the user, here and there. Pops at most half of
+ * what the ring can hold, but at least one.
+ */
+int xps_stream_pop_ahead(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
 /* A descriptor that is readable while heaps are waiting and once the stream has stopped. Not to be read from. */
 int xps_stream_fd(struct xps_stream *stream);
 uint64_t xps_stream_ring_size(struct xps_stream *stream);
