@@ -118,7 +118,19 @@ int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, in
 	if (!xps_stream_is_ours(stream))
 		return -ECHILD;
 	popped = xps_ring_pop(&stream->lanes.ring, heaps, n, timeout_ms, &unparked);
+	if (unparked)
+		xps_lanes_resume(&stream->lanes, unparked);
+	return popped;
+}
 
+int xps_stream_pop_ahead(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms)
+{
+	uint64_t unparked;
+	int popped;
+
+	if (!xps_stream_is_ours(stream))
+		return -ECHILD;
+	popped = xps_ring_pop_ahead(&stream->lanes.ring, heaps, n, timeout_ms, &unparked);
 	if (unparked)
 		xps_lanes_resume(&stream->lanes, unparked);
 	return popped;

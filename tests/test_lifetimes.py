@@ -380,7 +380,9 @@ def test_ctrl_c_interrupts_at_once_and_the_stream_goes_on(wait, over_network):
 
 
 @pytest.mark.ours
-@pytest.mark.parametrize("read", ["next(stream).cnt", "stream.get().cnt"])
+@pytest.mark.parametrize(
+    "read", ["next(stream).cnt", "stream.get().cnt", "stream.get_many(1)[0].cnt"]
+)
 def test_interrupted_reading_loses_at_most_the_heap_in_hand_and_leaks_none(read, play):
     scene = f"""
     def interrupt():
