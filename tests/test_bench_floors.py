@@ -121,7 +121,7 @@ def test_a_floor_of_two_parts_is_their_sum_and_needs_both() -> None:
     figures = {"xdp/400000/xdpspead/cpu_ns": 320.0, "xdp/400000/floor/cpu_ns": 100.0}
     path = "AF_XDP, 1 KiB packets, 64 per heap: CPU time per packet at 400 kpps"
     assert verdicts(**figures)[path, "AF_XDP floor + memcpy"].word == "SKIP"
-    figures["memory/1024/memcpy/wall_ns"] = 100.0
+    figures["memory/1024/memcpy/cpu_ns"] = 100.0
     verdict = verdicts(**figures)[path, "AF_XDP floor + memcpy"]
     assert (verdict.ratio, verdict.word) == (pytest.approx(1.6), "PASS")
 

@@ -34,13 +34,12 @@ def child(session: Session, mode: str, payload: int, per_heap: int, **more: Any)
     return session.child("memory", {**arguments, **more})
 
 
-def memcpy(session: Session, payload: int, per_heap: int, **more: Any) -> float:
-    """Return nanoseconds that memcpy takes for the payload of a packet."""
+def memcpy(session: Session, payload: int, per_heap: int, **more: Any) -> dict[str, Any]:
+    """Return the nanoseconds that memcpy takes for the payload of a packet."""
     library = str(build.memcpy_floor())
-    done = child(
+    return child(
         session, "memcpy", payload, per_heap, floor=library, buffers=floors.BUFFERS, **more
     )
-    return float(done["wall_ns"])
 
 
 # ---- reassembly ---------------------------------------------------------------------------------
@@ -70,8 +69,9 @@ def _core(session: Session, name: str, payload: int) -> None:
 
 
 def _memcpy(session: Session, payload: int) -> None:
-    ns = memcpy(session, payload, PACKETS_PER_HEAP)
-    session.results.add(f"memory/{payload}/memcpy/wall_ns", ns)
+    done = memcpy(session, payload, PACKETS_PER_HEAP)
+    for metric in ("wall_ns", "cpu_ns"):
+        session.results.add(f"memory/{payload}/memcpy/{metric}", done[metric])
 
 
 # ---- one-packet heaps ---------------------------------------------------------------------------

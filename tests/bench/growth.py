@@ -80,8 +80,8 @@ def _core(
 
 
 def _memcpy(session: Session, part: str, case: int, payload: int, per_heap: int) -> None:
-    ns = from_memory.memcpy(session, payload, per_heap, buffer_size=_BUFFER_SIZE)
-    session.results.add(f"{part}/{case}/memcpy/cpu_ns", ns)
+    done = from_memory.memcpy(session, payload, per_heap, buffer_size=_BUFFER_SIZE)
+    session.results.add(f"{part}/{case}/memcpy/cpu_ns", done["cpu_ns"])
 
 
 # ---- over a veth pair ---------------------------------------------------------------------------

@@ -178,13 +178,18 @@ def measure_memcpy(arguments: dict[str, Any]) -> dict[str, float]:
         return time.perf_counter() - start
 
     one_round()
-    total, rounds = 0.0, 0
+    total, rounds, cpu = 0.0, 0, time.thread_time_ns()
     while total < arguments["seconds"]:
         total += one_round()
         rounds += 1
+    cpu = time.thread_time_ns() - cpu
     last = (traffic.n_heaps - 1) % n_buffers
     wanted = [packets.expected_packet(traffic.n_heaps, i, payload) for i in range(per_heap)]
     if heaps.blocks[last].raw != np.concatenate(wanted).tobytes():
         raise RuntimeError("the floor copied wrong bytes")
     n_packets = rounds * traffic.n_heaps * per_heap
-    return {"wall_ns": 1e9 * total / n_packets, "packets": n_packets}
+    return {
+        "wall_ns": 1e9 * total / n_packets,
+        "cpu_ns": cpu / n_packets,
+        "packets": n_packets,
+    }

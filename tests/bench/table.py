@@ -79,7 +79,7 @@ def _network_rows() -> Iterator[Row]:
             Against(f"{PEER}'s UDP", (f"{udp}/{PEER}/cpu_ns",), at_most=0.25),
             Against(
                 "AF_XDP floor + memcpy",
-                (f"{xdp}/{FLOOR}/cpu_ns", "memory/1024/memcpy/wall_ns"),
+                (f"{xdp}/{FLOOR}/cpu_ns", "memory/1024/memcpy/cpu_ns"),
                 at_most=1.6,
             ),
             Against("AF_XDP floor that copies", (f"{xdp}/{COPYING}/cpu_ns",)),
