@@ -45,7 +45,7 @@ bench:
 
 bench-all:
 	@.ci/setup test bench
-	$(PYTHON) -P tests/bench/run.py --parts all --figures docs/figures $(BENCH_ARGS)
+	$(PYTHON) -P tests/bench/run.py --parts table,curves --figures docs/figures $(BENCH_ARGS)
 
 lint:
 	@.ci/setup dev

@@ -41,21 +41,25 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "memory": Part(from_memory.measure_core, "reassembly from memory, and memcpy", 75),
-    "iterate": Part(from_memory.measure_iteration, "one-packet heaps in Python", 50),
-    "pcap": Part(from_memory.measure_pcap, "a capture file of 1 GB", 30),
-    "udp": Part(rates.measure, "UDP sockets: CPU time, highest rates", 110),
-    "xdp": Part(rates.measure, "AF_XDP against UDP: CPU time, highest rates", 110),
-    "jumbo": Part(rates.measure_jumbo, "8 KiB packets through AF_XDP", 60),
-    "tuned": Part(rates.measure_tuned, "highest rates of tuned streams", 90),
-    "send": Part(sending.measure, "senders", 120),
+    "memory": Part(from_memory.measure_core, "reassembly from memory, and memcpy", 55),
+    "one_core": Part(from_memory.measure_one_core, "the same, Python on the worker's core", 40),
+    "iterate": Part(from_memory.measure_iteration, "one-packet heaps in Python", 45),
+    "pcap": Part(from_memory.measure_pcap, "a capture file of 1 GB", 25),
+    "udp": Part(rates.measure, "UDP sockets: CPU time, highest rates", 160),
+    "xdp": Part(rates.measure, "AF_XDP against UDP: CPU time, highest rates", 160),
+    "jumbo": Part(rates.measure_jumbo, "8 KiB packets through AF_XDP", 80),
+    "tuned": Part(rates.measure_tuned, "highest rates of tuned streams", 45),
+    "send": Part(sending.measure, "senders", 60),
     "growth": Part(growth.measure, "what happens when there is more of something", 200),
-    "tails": Part(tails.measure, "from a packet's arrival to the heap in Python", 80),
-    "stalls": Part(stalls.measure, "what is lost while nobody reads", 30),
-    "batching": Part(batching.measure, "latency against CPU time", 60),
+    "tails": Part(tails.measure, "from a packet's arrival to the heap in Python", 55),
+    "stalls": Part(stalls.measure, "what is lost while nobody reads", 60),
+    "batching": Part(batching.measure, "latency against CPU time", 40),
 }
-TABLE = ("memory", "iterate", "pcap", "udp", "xdp", "jumbo")
-GROUPS = {"table": TABLE, "all": tuple(PARTS)}
+GROUPS = {
+    "table": ("memory", "iterate", "pcap", "udp", "xdp", "jumbo"),
+    "curves": ("tuned", "send", "growth", "tails", "stalls", "batching"),
+    "all": tuple(PARTS),
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -46,26 +46,36 @@ def memcpy(session: Session, payload: int, per_heap: int, **more: Any) -> dict[s
 
 
 def measure_core(session: Session) -> None:
-    """Measure reassembly from memory, and memcpy of the same payloads."""
-    session.rounds("core", lambda: _core_steps(session), session.plan.runs)
+    """Measure reassembly from memory, Python on another core, and memcpy of the same payloads."""
+
+    def steps() -> Iterator[Step]:
+        for payload in CORE_PAYLOADS:
+            for name in session.libraries:
+                yield functools.partial(
+                    _core, session, name, payload, "two_cores", session.options.sender_core
+                )
+            yield functools.partial(_memcpy, session, payload)
+
+    session.rounds("core", steps, session.plan.runs)
 
 
-def _core_steps(session: Session) -> Iterator[Step]:
-    for payload in CORE_PAYLOADS:
-        for name in session.libraries:
-            yield functools.partial(_core, session, name, payload)
-        yield functools.partial(_memcpy, session, payload)
+def measure_one_core(session: Session) -> None:
+    """Measure reassembly from memory with Python on the worker's core."""
+
+    def steps() -> Iterator[Step]:
+        for payload in CORE_PAYLOADS:
+            for name in session.libraries:
+                yield functools.partial(
+                    _core, session, name, payload, "one_core", session.options.receiver_core
+                )
+
+    session.rounds("core, one core", steps, session.plan.runs)
 
 
-def _core(session: Session, name: str, payload: int) -> None:
-    placements = {
-        "two_cores": session.options.sender_core,
-        "one_core": session.options.receiver_core,
-    }
-    for placement, core in placements.items():
-        done = child(session, "core", payload, PACKETS_PER_HEAP, library=name, python_core=core)
-        for metric in ("wall_ns", "worker_ns"):
-            session.results.add(f"memory/{payload}/{name}/{placement}_{metric}", done[metric])
+def _core(session: Session, name: str, payload: int, placement: str, core: int) -> None:
+    done = child(session, "core", payload, PACKETS_PER_HEAP, library=name, python_core=core)
+    for metric in ("wall_ns", "worker_ns"):
+        session.results.add(f"memory/{payload}/{name}/{placement}_{metric}", done[metric])
 
 
 def _memcpy(session: Session, payload: int) -> None:

@@ -36,10 +36,13 @@ _BUFFER_SIZE = 32 << 20
 
 
 def measure(session: Session) -> None:
-    """Measure all curves."""
-    session.rounds("growth, memory", lambda: _memory_steps(session), session.plan.curve_runs)
+    """Measure all curves: those that have to be flat several times, all others once."""
+    runs = session.plan.curve_runs
+    session.rounds("growth, memory", lambda: _memory_steps(session), 1)
+    if session.ours:
+        session.rounds("growth, flat", lambda: _flat_steps(session, OURS), runs)
     if session.may_use_network():
-        _measure_network(session)
+        _measure_network(session, runs)
 
 
 # ---- from memory --------------------------------------------------------------------------------
@@ -53,21 +56,28 @@ def _memory_steps(session: Session) -> Iterator[Step]:
         for n in HEAP_PACKETS:
             yield functools.partial(core, "heap_size", n * PAYLOAD, name, PAYLOAD, n)
         for n in MAX_HEAPS:
-            stream = {"max_heaps": n}
-            yield functools.partial(core, "max_heaps", n, name, PAYLOAD, 64, stream=stream)
             yield functools.partial(
                 core,
                 *("max_heaps_full", n, name, FULL_PAYLOAD, FULL_PACKETS),
-                stream=stream,
+                stream={"max_heaps": n},
                 interleave=n,
             )
-        for n in SUBSTREAMS:
-            stream = {"substreams": n}
-            yield functools.partial(core, "substreams", n, name, PAYLOAD, 64, stream=stream)
+    if session.peer:
+        yield from _flat_steps(session, PEER)
     for size in PACKET_SIZES:
         yield functools.partial(_memcpy, session, "packet_size", size, size, PACKETS_PER_HEAP)
     for n in HEAP_PACKETS:
         yield functools.partial(_memcpy, session, "heap_size", n * PAYLOAD, PAYLOAD, n)
+
+
+def _flat_steps(session: Session, name: str) -> Iterator[Step]:
+    for setting, values in (("max_heaps", MAX_HEAPS), ("substreams", SUBSTREAMS)):
+        for n in values:
+            yield functools.partial(
+                _core,
+                *(session, setting, n, name, PAYLOAD, PACKETS_PER_HEAP),
+                stream={setting: n},
+            )
 
 
 def _core(
@@ -87,26 +97,27 @@ def _memcpy(session: Session, part: str, case: int, payload: int, per_heap: int)
 # ---- over a veth pair ---------------------------------------------------------------------------
 
 
-def _measure_network(session: Session) -> None:
-    ways = [Receiver(name, "udp") for name in session.libraries if name == PEER]
-    if session.xdp:
-        ways.append(Receiver(OURS, "xdp"))
+def _measure_network(session: Session, runs: int) -> None:
     with session.veth(session.load()) as bench:
+        if session.peer:
+            theirs = Receiver(PEER, "udp")
+            session.rounds("growth, spead2", lambda: _more_steps(session, bench, theirs), 1)
+        if session.xdp:
+            ours = Receiver(OURS, "xdp")
+            session.rounds("growth, AF_XDP", lambda: _more_steps(session, bench, ours), runs)
+        session.rounds("losses", lambda: _loss_steps(session, bench), 1)
 
-        def steps() -> Iterator[Step]:
-            for way in ways:
-                for n in STREAMS:
-                    load = session.load(flows=n)
-                    receiver = way._replace(settings={"streams": n})
-                    yield functools.partial(_cost, session, bench, "streams", n, load, receiver)
-                for n in ENDPOINTS:
-                    # Heap by heap, so that as few heaps are under way with many as with one.
-                    load = session.load(flows=n, whole_heaps=True)
-                    receiver = way._replace(settings={"endpoints": n})
-                    yield functools.partial(_cost, session, bench, "endpoints", n, load, receiver)
-            yield from _loss_steps(session, bench)
 
-        session.rounds("growth, network", steps, session.plan.curve_runs)
+def _more_steps(session: Session, bench: network.Bench, way: Receiver) -> Iterator[Step]:
+    for n in STREAMS:
+        load = session.load(flows=n)
+        receiver = way._replace(settings={"streams": n})
+        yield functools.partial(_cost, session, bench, "streams", n, load, receiver)
+    for n in ENDPOINTS:
+        # Heap by heap, so that as few heaps are under way with many as with one.
+        load = session.load(flows=n, whole_heaps=True)
+        receiver = way._replace(settings={"endpoints": n})
+        yield functools.partial(_cost, session, bench, "endpoints", n, load, receiver)
 
 
 def _cost(

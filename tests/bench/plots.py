@@ -173,7 +173,9 @@ def _losses(plt: Any, figures: _Figures) -> Any:
         points = sorted((sent[rate] / 1e6, 100 * part) for rate, part in lost)
         _plot(axes, points, subject)
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_ylim(bottom=0)
+    ticks = (0, 0.01, 0.1, 1, 10, 100)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
     _finish(axes, "packets of 1 KiB sent, millions per second", "lost, %")
     axes.legend()
@@ -215,19 +217,32 @@ def _stalls(plt: Any, figures: _Figures) -> Any:
     subjects = figures.subjects("stalls")
     if not subjects:
         return None
-    figure, axes = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8, 2.9), width_ratios=(3, 2), layout="constrained"
+    )
     width = 0.8 / len(subjects)
     for i, subject in enumerate(subjects):
         points = figures.curve("stalls", subject, "lost_packets")
         at = [j + (i - (len(subjects) - 1) / 2) * width for j in range(len(points))]
         heights = [lost for _, lost in points]
         label = _NAMES.get(subject, subject)
-        bars = axes.bar(at, heights, 0.92 * width, color=_LOOKS[subject][0], label=label)
-        axes.bar_label(bars, [f"{lost:,.0f}" for lost in heights], fontsize=6.5, padding=1)
-    axes.margins(y=0.12)
-    axes.set_xticks(range(len(stalls.STALLS_MS)), [f"{ms} ms" for ms in stalls.STALLS_MS])
-    _finish(axes, f"nobody reads for, at {stalls.RATE / 1e3:.0f},000 packets/s", "packets lost")
-    axes.legend()
+        bars = left.bar(at, heights, 0.92 * width, color=_LOOKS[subject][0], label=label)
+        left.bar_label(bars, [f"{lost:,.0f}" for lost in heights], fontsize=6, padding=1)
+    left.margins(y=0.12)
+    left.set_xticks(range(len(stalls.STALLS_MS)), [f"{ms} ms" for ms in stalls.STALLS_MS])
+    _finish(left, f"nobody reads for, at {stalls.RATE / 1e3:.0f},000 packets/s", "packets lost")
+    left.legend(fontsize=7)
+    lost = figures.curve("umem", OURS, "lost_packets")
+    if lost:
+        _plot(right, figures.curve("umem", OURS, "cpu_ns"), OURS, "CPU time, ns/packet")
+        _log2(right, [size for size, _ in lost])
+        right.set_ylim(bottom=0)
+        _finish(right, "packet memory of AF_XDP, MiB", "CPU time of all, ns/packet")
+        more = right.twinx()
+        label = f"lost in {stalls.STALLS_MS[-1]} ms"
+        more.plot(*zip(*lost, strict=True), color="#888888", marker="^", markersize=4, label=label)
+        more.set_ylabel("packets lost (grey)", color="#666666")
+        more.set_ylim(bottom=0)
     return figure
 
 

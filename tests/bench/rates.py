@@ -10,8 +10,8 @@ from bench.floors import COPYING, FLOOR
 from bench.library import OURS, PEER
 from bench.network import Receiver
 from bench.session import Session, Step
+from bench.table import CPU_RATE
 
-RATES = (200_000, 400_000)
 JUMBO_PAYLOAD = 8192
 JUMBO_MTU = 9000
 #: Our own sender makes the jumbo packets: what the generator in the kernel sends fits into a page.
@@ -70,28 +70,27 @@ def measure_tuned(session: Session) -> None:
                 receiver = plain._replace(tuned=True)
                 yield functools.partial(_highest, session, bench, receiver)
 
-        session.rounds("tuned", steps, session.plan.curve_runs)
+        session.rounds("tuned", steps, 1)
 
 
 def _cpu_time(session: Session, bench: network.Bench, receiver: Receiver) -> None:
-    results, seconds = session.results, session.plan.trial_s
-    for rate in RATES:
-        with bench.receiver(receiver) as running:
-            # Fill pools and caches; also the first packets' neighbour and route look-ups.
-            running.trial(rate, seconds / 10)
-            trial = network.sustained(running, rate, seconds)
-        session.keep(receiver, trial)
-        subject = f"{receiver.transport}/{rate}/{receiver.library}"
-        results.add(f"{subject}/cpu_ns", trial.cpu_ns)
-        results.add(f"{receiver.transport}/memory/{receiver.library}/bytes", trial.rss)
-        if running.umem:
-            results.add(f"{receiver.transport}/memory/umem/bytes", running.umem)
-        if trial.sender_limited:
-            results.note(f"{receiver}: the sender did not reach {rate} packets/s")
-        if trial.loss > session.plan.search.max_loss:
-            results.note(
-                f"{receiver}: not sustained, {100 * trial.loss:.2g} % lost at {rate} packets/s"
-            )
+    results, seconds, rate = session.results, session.plan.trial_s, CPU_RATE
+    with bench.receiver(receiver) as running:
+        # Fill pools and caches; also the first packets' neighbour and route look-ups.
+        running.trial(rate, seconds / 10)
+        trial = network.sustained(running, rate, seconds)
+    session.keep(receiver, trial)
+    subject = f"{receiver.transport}/{rate}/{receiver.library}"
+    results.add(f"{subject}/cpu_ns", trial.cpu_ns)
+    results.add(f"{receiver.transport}/memory/{receiver.library}/bytes", trial.rss)
+    if running.umem:
+        results.add(f"{receiver.transport}/memory/umem/bytes", running.umem)
+    if trial.sender_limited:
+        results.note(f"{receiver}: the sender did not reach {rate} packets/s")
+    if trial.loss > session.plan.search.max_loss:
+        results.note(
+            f"{receiver}: not sustained, {100 * trial.loss:.2g} % lost at {rate} packets/s"
+        )
 
 
 def _highest(

@@ -90,8 +90,11 @@ _MEMORY_METRICS = {
 
 
 def size_name(size: int) -> str:
-    """Return 64 as "64 B" and 8192 as "8 KiB"."""
-    return f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
+    """Return 64 as "64 B", 8192 as "8 KiB" and 1048576 as "1 MiB"."""
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} B"
 
 
 def _possible_ratios(samples: dict[str, list[float]]) -> Iterator[Ratio]:

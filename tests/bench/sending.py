@@ -142,7 +142,7 @@ def measure(session: Session) -> None:
             session.results.note(f"this {name} cannot send")
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(far_end()) if session.may_use_network() else None
-        session.rounds("send", lambda: _steps(session, lab), session.plan.runs)
+        session.rounds("send", lambda: _steps(session, lab), session.plan.curve_runs)
 
 
 def _steps(session: Session, lab: Any) -> Iterator[Step]:
@@ -159,7 +159,7 @@ def _steps(session: Session, lab: Any) -> Iterator[Step]:
 
 
 def _packets(session: Session, lab: Any, name: str, transport: str, payload: int) -> None:
-    core, seconds = session.options.sender_core, session.plan.trial_s
+    core, seconds = session.options.sender_core, session.plan.trial_s / 2
     speed = packets(lab, name, transport, payload, core, seconds, session.log)
     prefix = f"send/{transport}-{payload}/{name}"
     session.results.add(f"{prefix}/pps", speed.per_s)
@@ -167,6 +167,6 @@ def _packets(session: Session, lab: Any, name: str, transport: str, payload: int
 
 
 def _heaps(session: Session, name: str, transport: str, how: str) -> None:
-    core, seconds = session.options.sender_core, session.plan.trial_s
+    core, seconds = session.options.sender_core, session.plan.trial_s / 2
     speed = heaps(name, transport, how, core, seconds, session.log)
     session.results.add(f"send/heaps-{transport}-{how}/{name}/heaps_per_s", speed.per_s)
