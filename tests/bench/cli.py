@@ -159,7 +159,7 @@ def run(options: argparse.Namespace, log: TextIO) -> int:
     if options.compare:
         print_comparison(options.compare, results)
     _write(results, options)
-    if not complete:
+    if not complete or session.failures:
         return 2
     failed = any(verdict["word"] == "FAIL" for verdict in results.verdicts)
     return 1 if options.check and failed else 0

@@ -82,6 +82,8 @@ class Session:
         Where the figures go.
     log
         Where the warnings of the children go.
+    failures
+        How many measurements came to no result; a note tells each.
     """
 
     def __init__(self, options: argparse.Namespace, log: TextIO) -> None:
@@ -96,6 +98,7 @@ class Session:
         self.results = Results()
         self.log = log
         self.xdp = False
+        self.failures = 0
         self.senders: dict[str, list[str]] = {}
         self._deadline = time.monotonic() + self.plan.time_limit_s
 
@@ -132,6 +135,8 @@ class Session:
     def rounds(self, name: str, steps: Callable[[], Iterator[Step]], runs: int) -> None:
         """Take all steps of a part, *runs* times.
 
+        A step that fails is noted, and does not take the others' results with it.
+
         Raises
         ------
         OutOfTimeError
@@ -144,7 +149,11 @@ class Session:
                 if time.monotonic() > self._deadline:
                     print(file=sys.stderr)
                     raise OutOfTimeError
-                step()
+                try:
+                    step()
+                except network.MeasurementError as error:
+                    self.failures += 1
+                    self.results.note(f"{name}: FAILED: {error}")
             print(f", {time.monotonic() - start:.0f} s", file=sys.stderr)
 
     def child(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
