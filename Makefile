@@ -1,12 +1,13 @@
 # The front door. Everything behind it is meson (meson.build) and pip (pyproject.toml);
 # .ci/setup makes the machine and .venv ready, and is quick when they are.
 #
-#   make demo    receive real traffic for a few seconds: AF_XDP as root, loopback UDP otherwise
-#   make test    C and Python tests; those of AF_XDP as root
-#   make bench   compare with spead2 and with memcpy (see tests/bench/)
-#   make lint    style, types and warnings
-#   make docs    the manual, as web pages
-#   make clean   remove what the others made
+#   make demo       receive real traffic for a few seconds: AF_XDP as root, loopback UDP otherwise
+#   make test       C and Python tests; those of AF_XDP as root
+#   make bench      compare with spead2 and with floors (see docs/benchmarks.md)
+#   make bench-all  the same with all curves, and the manual's figures of them
+#   make lint       style, types and warnings
+#   make docs       the manual, as web pages
+#   make clean      remove what the others made
 
 SHELL := /bin/sh
 BUILD := build
@@ -25,7 +26,7 @@ endif
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test bench lint docs clean
+.PHONY: setup demo test bench bench-all lint docs clean
 
 setup:
 	@.ci/setup
@@ -47,6 +48,10 @@ endif
 bench:
 	@.ci/setup test
 	$(PYTHON) -P tests/bench/run.py $(BENCH_ARGS)
+
+bench-all:
+	@.ci/setup test bench
+	$(PYTHON) -P tests/bench/run.py --parts table,curves --figures docs/figures $(BENCH_ARGS)
 
 lint:
 	@.ci/setup dev

@@ -32,6 +32,8 @@ const volatile __u16 port = 0;
 const volatile __u16 port_step = 1;
 const volatile __u16 source_port = 0;
 const volatile __u8 udp_checksum = 0;
+const volatile __u8 whole_heaps = 0; /* flows take turns heap by heap, not packet by packet */
+const volatile __u8 timestamp = 0;   /* write the time behind the stamp */
 
 /* Written by the loader before the program runs. */
 struct generate_plan first_plan = {};
@@ -61,10 +63,26 @@ static __always_inline int is_due(void)
 	return 1;
 }
 
+/* Along the heap, then round the flows, then to the next heap of each. */
+static __always_inline void advance_whole_heaps(void)
+{
+	if (++state.index < packets_per_heap)
+		return;
+	state.index = 0;
+	if (++state.flow < flows)
+		return;
+	state.flow = 0;
+	state.heap++;
+}
+
 /* Steps to the next packet: round the flows, then along the heap, then to the next heap. */
 static __always_inline void advance(void)
 {
 	state.sent++;
+	if (whole_heaps) {
+		advance_whole_heaps();
+		return;
+	}
 	if (++state.flow < flows)
 		return;
 	state.flow = 0;
@@ -102,19 +120,30 @@ static __always_inline void patch(struct generate_headers *h, void *stamp, __u32
 	__u64 offset = (__u64)state.index * payload_size;
 	__u64 mark = heap_id << 16 | state.index;
 	__u16 step = port_step * state.flow;
+	__u64 now = 0;
 
 	store(&h->heap_id, GENERATE_IMMEDIATE(GENERATE_HEAP_CNT, heap_id));
 	store(&h->payload_offset, GENERATE_IMMEDIATE(GENERATE_PAYLOAD_OFFSET, offset));
 	h->udp_src = bpf_htons(source_port + state.flow);
 	h->udp_dst = bpf_htons(port + step);
 	store(stamp, mark);
+	if (timestamp) {
+		now = bpf_ktime_get_ns();
+		store(stamp + GENERATE_STAMP_SIZE, now);
+	}
 	if (!udp_checksum)
 		return;
 	udp_sum = add_words(udp_sum, heap_id);
 	udp_sum = add_words(udp_sum, offset);
 	udp_sum = add_words(udp_sum, mark);
+	udp_sum = add_words(udp_sum, now);
 	udp_sum += (__u16)(source_port + state.flow) + (__u16)(port + step);
 	h->udp_check = bpf_htons(fold(udp_sum));
+}
+
+static __always_inline int stamps_size(void)
+{
+	return timestamp ? GENERATE_STAMP_SIZE + GENERATE_TIMESTAMP_SIZE : GENERATE_STAMP_SIZE;
 }
 
 static __always_inline int write_first(struct xdp_md *ctx)
@@ -123,7 +152,7 @@ static __always_inline int write_first(struct xdp_md *ctx)
 	struct generate_headers *h = data;
 	void *stamp = data + sizeof(*h);
 
-	if (stamp + GENERATE_STAMP_SIZE > end)
+	if (stamp + stamps_size() > end)
 		return -1;
 	COPY(h, &first_plan.headers, sizeof(*h));
 	patch(h, stamp, first_plan.udp_sum);
@@ -142,7 +171,7 @@ static __always_inline int write_other(struct xdp_md *ctx)
 	h = (void *)(long)ctx->data;
 	end = (void *)(long)ctx->data_end;
 	stamp = (void *)h + size;
-	if (stamp + GENERATE_STAMP_SIZE > end)
+	if (stamp + stamps_size() > end)
 		return -1;
 	COPY(h, &other_plan.headers, size);
 	patch(h, stamp, other_plan.udp_sum);

@@ -496,6 +496,17 @@ void xps_lanes_resume(struct xps_lanes *lanes, uint64_t parked)
 	}
 }
 
+/*
+ * Until the end of a nap: at most nap_ns, and at moments that all readers share, so that a worker with many of them wakes
+ * for all at once. They are half a nap apart, because a nap that is much shorter would bring nothing.
+ */
+static int64_t nap_from(int64_t now, int64_t nap_ns)
+{
+	const int64_t apart = nap_ns / 2 + 1;
+
+	return nap_ns - (now + nap_ns) % apart;
+}
+
 /* The reader has found nothing more: by what shall it be called next, its descriptors or time? */
 static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader)
 {
@@ -515,7 +526,7 @@ static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader)
 	}
 	reader->last_wait_ns = now;
 	if (reader->napping)
-		xps_loop_after(lane->loop, &reader->again, lane->shared->nap_ns);
+		xps_loop_after(lane->loop, &reader->again, nap_from(now, lane->shared->nap_ns));
 }
 
 /* What it waits for is still ready, so its descriptors must not be looked at. */

@@ -163,9 +163,14 @@ def test_every_packet_has_the_fields_and_payload_asked_for(send: Send, tap: Any,
         assert frame.payload[8:] == bytes(range(8, 100))
 
 
-@pytest.mark.parametrize("payload", [8, 1001, 3200])
-def test_udp_checksums_are_valid_when_asked_for(send: Send, tap: Any, payload: int) -> None:
-    send("--payload", payload, "--count", 130, "--rate", 50000, "--udp-checksum", "--flows", 2)
+@pytest.mark.parametrize(
+    ("payload", "more"), [(8, ()), (1001, ()), (3200, ()), (1001, ("--timestamp",))]
+)
+def test_udp_checksums_are_valid_when_asked_for(
+    send: Send, tap: Any, payload: int, more: tuple[str, ...]
+) -> None:
+    options = ("--count", 130, "--rate", 50000, "--udp-checksum", "--flows", 2, *more)
+    send("--payload", payload, *options)
     for frame in tap(130):
         body = struct.pack(">Q", 0x53040206_00000000 | frame.n_items)
         for item, value in frame.items.items():
@@ -192,6 +197,33 @@ def test_flows_take_turns_and_have_their_own_ports_and_heaps(send: Send, tap: An
         for index in range(2)
         for flow in range(3)
     ]
+
+
+def test_flows_take_turns_heap_by_heap_when_asked_to(send: Send, tap: Any) -> None:
+    options = ("--flows", 3, "--packets-per-heap", 2, "--whole-heaps", "--rate", 5000)
+    send("--count", 12, *options)
+    seen = [
+        (struct.unpack(">HH", frame.udp[:4])[1], frame.items[HEAP_CNT], frame.items[PAYLOAD_OFFSET])
+        for frame in tap(12)
+    ]
+    assert seen == [
+        (PORT + flow, 1 + 3 * heap + flow, 1024 * index)
+        for heap in range(2)
+        for flow in range(3)
+        for index in range(2)
+    ]
+
+
+def test_timestamps_are_the_monotonic_time_of_each_packet(send: Send, tap: Any) -> None:
+    before = time.monotonic_ns()
+    send("--timestamp", "--payload", 20, "--count", 9, "--packets-per-heap", 3, "--rate", 5000)
+    after = time.monotonic_ns()
+    frames = tap(9)
+    times = [int.from_bytes(frame.payload[8:16], "big") for frame in frames]
+    assert before < times[0]
+    assert times[-1] < after
+    assert times == sorted(set(times))
+    assert {frame.payload[16:] for frame in frames} == {bytes(range(16, 20))}
 
 
 def test_the_rate_is_kept_by_catching_up(send: Send) -> None:
@@ -246,6 +278,7 @@ def test_a_signal_ends_it_at_once_with_a_report(programs: tuple[Path, Path], lab
         (("--payload", 3201), "--payload: '3201' is not a number from 8 to 3200"),
         (("--rate", "fast"), "--rate: 'fast' is not a number"),
         (("--port", 65000, "--flows", 1000), "the last of 1000 flows would have port 65999"),
+        (("--timestamp", "--payload", 15), "--timestamp: needs a payload of at least 16 bytes"),
         (("--interface", "nowhere"), "interface 'nowhere': No such device"),
         (("--object", "/nowhere.o"), "/nowhere.o: No such file or directory"),
     ],

@@ -7,6 +7,8 @@ import fcntl
 import gc
 import os
 import socket
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -680,3 +682,36 @@ def test_reader_shows_its_transport_and_memory(stream, port):
 @pytest.mark.ours
 def test_every_reason_has_its_statistic(stream):
     assert set(REASONS.values()) <= set(stream.stats)
+
+
+@pytest.mark.ours
+def test_readers_that_nap_wake_their_worker_together():
+    nap_s, step_s, n_streams, bin_s = 0.2, 0.025, 8, 0.02
+    pool = sp.ThreadPool(1)
+    config = recv.StreamConfig(max_added_latency=nap_s)
+    arrivals: list[float] = []
+    with contextlib.ExitStack() as stack:
+        sending = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        addresses = []
+        for _ in range(n_streams):
+            stream = recv.Stream(pool, config, recv.RingStreamConfig(heaps=64))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind(("127.0.0.1", 0))
+                addresses.append(sock.getsockname())
+                stream.add_udp_reader(sock)
+            reading = threading.Thread(
+                target=lambda stream=stream: arrivals.extend(time.monotonic() for _ in stream)
+            )
+            reading.start()
+            stack.callback(reading.join)
+            stack.callback(stream.stop)
+        # One after the other begins to receive, and so to nap, all over the length of a nap.
+        for turn in range(5 * n_streams):
+            for address in addresses[: turn + 1]:
+                sending.sendto(datagram(turn + 1, 100), address)
+            time.sleep(step_s)
+    settled_at = min(arrivals) + n_streams * step_s + nap_s
+    bins = {int(at / bin_s) for at in arrivals if settled_at < at}
+    total = (max(arrivals) - settled_at) / bin_s
+    # Heaps come out twice in a nap, not at eight different moments of it.
+    assert len(bins) < 0.4 * total, sorted(arrivals)

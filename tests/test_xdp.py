@@ -1239,6 +1239,11 @@ def test_reader_needs_a_configuration_object():
     stream.stop()
 
 
+def test_importing_the_package_does_without_asyncio_which_takes_memory():
+    code = "import sys, xdpspead.recv, xdpspead.send; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
 def test_importing_the_package_needs_no_privilege_and_no_netlink():
     code = "import sys, xdpspead.recv; sys.exit('pyroute2' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0

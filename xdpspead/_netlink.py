@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -21,15 +21,28 @@ def outside_event_loops(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass  # called after that: an error that it keeps would keep our callers' frames
-        else:
+        # Called outside of any handler: an error that it keeps would keep our callers' frames.
+        if _runs_event_loop():
             return _call_in_thread(lambda: function(*args, **kwargs))
         return function(*args, **kwargs)
 
     return call
+
+
+def _runs_event_loop() -> bool:
+    """Return whether an event loop runs in this thread.
+
+    Where asyncio was not imported there is none, and it is not imported to find that out: it takes
+    more than 6 MiB, which streams that nobody awaits do without.
+    """
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _call_in_thread(function: Callable[[], _R]) -> _R:

@@ -32,12 +32,9 @@ def generator() -> tuple[Path, Path]:
     BuildError
         If a compiler or libbpf is missing, or a compiler fails.
     """
-    bpf_source = ROOT / "bpf" / "generate.bpf.c"
     header = BENCH / "generate.h"
     bpf_object = BUILD / "generate.bpf.o"
-    multiarch = f"-I/usr/include/{platform.machine()}-linux-gnu"  # clang -target bpf leaves it out
-    flags = ["-O2", "-g", "-target", "bpf", *_WARNINGS, multiarch, f"-I{BENCH}"]
-    _compile(["clang", *flags, "-c"], bpf_source, bpf_object, [header], "clang libbpf-dev")
+    _bpf(ROOT / "bpf" / "generate.bpf.c", bpf_object, [header])
     source = BENCH / "generate.c"
     program = BUILD / "generate"
     flags = ["-O2", "-g", "-std=gnu11", *_WARNINGS]
@@ -46,12 +43,41 @@ def generator() -> tuple[Path, Path]:
     return program, bpf_object
 
 
-def floor() -> Path:
-    """Build the library of floors where it is not up to date, and return its path."""
-    target = BUILD / "libfloor.so"
+def memcpy_floor() -> Path:
+    """Build the floor of reassembly where it is not up to date, and return the library's path."""
+    return _library("memcpy", [])
+
+
+def receiving_floors() -> dict[str, str]:
+    """Build the floors that receive where they are not up to date.
+
+    Returns
+    -------
+    dict
+        Paths by name: the libraries ``udp`` and ``xdp``, and the latter's BPF ``program``.
+    """
+    program = BUILD / "floor.bpf.o"
+    _bpf(ROOT / "bpf" / "floor.bpf.c", program, [])
+    return {
+        "udp": str(_library("udp", [])),
+        "xdp": str(_library("xdp", ["-lbpf"])),
+        "program": str(program),
+    }
+
+
+def _library(name: str, libraries: Sequence[str]) -> Path:
+    target = BUILD / f"libfloor_{name}.so"
     flags = ["-O3", "-g", "-std=gnu11", *_WARNINGS, "-fPIC", "-shared"]
-    _compile([_cc(), *flags], BENCH / "floor.c", target, [], "gcc")
+    headers = [BENCH / "floor.h", BENCH / "floor_wait.h"]
+    needs = "gcc libbpf-dev" if libraries else "gcc"
+    _compile([_cc(), *flags], BENCH / f"floor_{name}.c", target, headers, needs, libraries)
     return target
+
+
+def _bpf(source: Path, target: Path, headers: Sequence[Path]) -> None:
+    multiarch = f"-I/usr/include/{platform.machine()}-linux-gnu"  # clang -target bpf leaves it out
+    flags = ["-O2", "-g", "-target", "bpf", *_WARNINGS, multiarch, f"-I{BENCH}"]
+    _compile(["clang", *flags, "-c"], source, target, headers, "clang libbpf-dev")
 
 
 def hand_over(path: Path) -> None:

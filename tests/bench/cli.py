@@ -3,66 +3,79 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import json
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
-from bench import build, machine, network, sending
-from bench.library import LIBRARIES, OURS, PEER
-from bench.paths import BUILD, RUN
+from bench import (
+    batching,
+    build,
+    from_memory,
+    growth,
+    machine,
+    network,
+    plots,
+    rates,
+    sending,
+    stalls,
+    table,
+    tails,
+)
+from bench.library import LIBRARIES, OURS
+from bench.paths import BUILD
 from bench.results import Results, print_comparison, print_results, read
+from bench.session import FULL, OutOfTimeError, Session
 
-PARTS = ("memory", "iterate", "udp", "xdp", "send")
 GENERATORS = ("kernel", "udp", "xdp")
-PACKETS_PER_HEAP = 64
-CORE_PAYLOADS = (64, 1024, 8192)
-ITERATE_PAYLOADS = (1024, 8192)
-RATES = (200_000, 400_000)
-NETWORK_PAYLOAD = 1024
-# Larger than the caches of a core, so that packets come from further away, as from a network.
-BUFFER_SIZE = 128 << 20
-ITERATE_HEAPS = 20_000
-# A pool hands out the buffer that came back last, so that few are in use at a time; memcpy takes
-# the same time with 3 and with 40.
-MEMCPY_BUFFERS = 4
-_CHILD_S = 120
 
 
-class Plan(NamedTuple):
-    """How much to measure."""
+class Part(NamedTuple):
+    """Something that can be measured: how, what it is in a few words, and its seconds in full."""
 
-    runs: int
-    memory_s: float
-    trial_s: float
-    search: network.Search
-    time_limit_s: float
+    measure: Callable[[Session], None]
+    what: str
+    seconds: int
 
 
-FULL = Plan(5, 0.4, 1.0, network.Search(), 600)
-QUICK = Plan(1, 0.1, 0.3, network.Search(seconds=0.3, trials=4), 90)
-
-
-class OutOfTimeError(Exception):
-    """The time limit was reached."""
+PARTS = {
+    "memory": Part(from_memory.measure_core, "reassembly from memory, and memcpy", 55),
+    "one_core": Part(from_memory.measure_one_core, "the same, Python on the worker's core", 40),
+    "iterate": Part(from_memory.measure_iteration, "one-packet heaps in Python", 45),
+    "pcap": Part(from_memory.measure_pcap, "a capture file of 1 GB", 25),
+    "udp": Part(rates.measure, "UDP sockets: CPU time, highest rates", 160),
+    "xdp": Part(rates.measure, "AF_XDP against UDP: CPU time, highest rates", 160),
+    "jumbo": Part(rates.measure_jumbo, "8 KiB packets through AF_XDP", 80),
+    "tuned": Part(rates.measure_tuned, "highest rates of tuned streams", 45),
+    "send": Part(sending.measure, "senders", 60),
+    "growth": Part(growth.measure, "what happens when there is more of something", 200),
+    "tails": Part(tails.measure, "from a packet's arrival to the heap in Python", 55),
+    "stalls": Part(stalls.measure, "what is lost while nobody reads", 60),
+    "batching": Part(batching.measure, "latency against CPU time", 40),
+}
+GROUPS = {
+    "table": ("memory", "iterate", "pcap", "udp", "xdp", "jumbo"),
+    "curves": ("tuned", "send", "growth", "tails", "stalls", "batching"),
+    "all": tuple(PARTS),
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
+    parts = "\n".join(f"  {name:10}{part.what}" for name, part in PARTS.items())
+    groups = "\n".join(f"  {name:10}{', '.join(members)}" for name, members in GROUPS.items())
     parser = argparse.ArgumentParser(
         prog="bench",
         description="Measure xdpspead and spead2 in one run on the same traffic.",
+        epilog=f"parts:\n{parts}\n\ngroups of parts:\n{groups}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="one short run of each: a check that all works")
     add("--only", choices=LIBRARIES, help="measure one of the two")
-    add("--parts", default=",".join(PARTS), help=f"comma-separated, of {', '.join(PARTS)}")
+    add("--parts", default="table", help="comma-separated, see below (default table)")
     add("--runs", type=_positive, help=f"samples of each figure (default {FULL.runs})")
     add("--time-limit", type=_positive, help=f"seconds (default {FULL.time_limit_s:g})")
     add("--sender-core", type=int, default=0, help="core of the packet generator (default 0)")
@@ -75,13 +88,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--udp-checksum", action="store_true", help="send valid UDP checksums, which lets GRO work")
     add("--json", type=Path, default=BUILD / "results.json", help="where to write the results")
+    add("--figures", type=Path, metavar="FOLDER", help="draw the curves as PNG into this folder")
+    add("--draw", type=Path, metavar="OLD.json", help="measure nothing, draw an earlier run's")
     add("--compare", type=Path, metavar="OLD.json", help="print the change since an earlier run")
     add("--check", action="store_true", help="end with status 1 if a promise is not kept")
     options = parser.parse_args(arguments)
-    options.parts = options.parts.split(",")
+    options.parts = [
+        part for name in options.parts.split(",") for part in GROUPS.get(name, (name,))
+    ]
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"--parts: there is no {', '.join(sorted(unknown))}")
+    if options.draw and not options.figures:
+        parser.error("--draw: say where to, with --figures")
     return options
 
 
@@ -96,9 +115,18 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return the exit status."""
     options = parse(arguments)
     try:
+        if options.draw:
+            plots.draw(read(options.draw), options.figures)
+            return 0
+        if options.figures:
+            plots.check()
         if options.compare:
             read(options.compare)  # before minutes are spent
-        return Session(options).run()
+        BUILD.mkdir(parents=True, exist_ok=True)
+        log_path = BUILD / "receivers.log"
+        with open(log_path, "w") as log:
+            build.hand_over(log_path)
+            return run(options, log)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -107,316 +135,78 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
-class Session:
-    """One run of the benchmark."""
+def run(options: argparse.Namespace, log: TextIO) -> int:
+    """Measure, print and write; return the exit status."""
+    session = Session(options, log)
+    results = session.results
+    _check_cores(options)
+    results.machine = machine.facts()
+    _watch_others(results, "before")
+    session.probe_libraries()
+    results.options = {
+        "quick": options.quick,
+        "udp_checksum": options.udp_checksum,
+        "generator": options.generator,
+        "sender_core": options.sender_core,
+        "receiver_core": options.receiver_core,
+        "plan": session.plan._asdict(),
+    }
+    complete = _measure(session)
+    _watch_others(results, "after")
+    results.verdicts = [verdict.to_json() for verdict in table.verdicts(results)]
+    print_results(results)
+    table.print_table(results)
+    if options.compare:
+        print_comparison(options.compare, results)
+    _write(results, options)
+    if not complete or session.failures:
+        return 2
+    failed = any(verdict["word"] == "FAIL" for verdict in results.verdicts)
+    return 1 if options.check and failed else 0
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        plan = QUICK if options.quick else FULL
-        self.plan = plan._replace(
-            runs=options.runs or plan.runs, time_limit_s=options.time_limit or plan.time_limit_s
+
+def _check_cores(options: argparse.Namespace) -> None:
+    usable = os.sched_getaffinity(0)
+    for core in (options.sender_core, options.receiver_core):
+        if core not in usable:
+            raise ValueError(f"core {core} is not among the usable cores {sorted(usable)}")
+
+
+def _watch_others(results: Results, when: str) -> None:
+    busy = machine.busy_part()
+    results.machine[f"others {when}"] = f"{100 * busy:.0f} % of all cores"
+    if busy > machine.BUSY:
+        results.note(
+            f"other processes took {100 * busy:.0f} % of all cores {when} the run: "
+            "its figures are not to be trusted, above all those of time and of highest rates"
         )
-        self.libraries = [options.only] if options.only else list(LIBRARIES)
-        self.results = Results()
-        self.deadline = time.monotonic() + self.plan.time_limit_s
-        self.xdp = False
-        self.senders: dict[str, list[str]] = {}
-        self.log: TextIO = sys.stderr
-
-    def run(self) -> int:
-        """Measure, print and write; return the exit status."""
-        results = self.results
-        self._check_cores()
-        results.machine = machine.facts()
-        self._watch_others("before")
-        self._probe_libraries()
-        results.options = {
-            "quick": self.options.quick,
-            "udp_checksum": self.options.udp_checksum,
-            "generator": self.options.generator,
-            "sender_core": self.options.sender_core,
-            "receiver_core": self.options.receiver_core,
-            "plan": self.plan._asdict(),
-        }
-        complete = self._measure_all()
-        self._watch_others("after")
-        print_results(results)
-        if self.options.compare:
-            print_comparison(self.options.compare, results)
-        self._write()
-        if not complete:
-            return 2
-        failed = any(verdict.word == "FAIL" for verdict in results.verdicts())
-        return 1 if self.options.check and failed else 0
-
-    def _watch_others(self, when: str) -> None:
-        busy = machine.busy_part()
-        self.results.machine[f"others {when}"] = f"{100 * busy:.0f} % of all cores"
-        if busy > machine.BUSY:
-            self.results.note(
-                f"other processes took {100 * busy:.0f} % of all cores {when} the run: "
-                "its figures are not to be trusted, above all those of time and of highest rates"
-            )
-
-    # ---- before ---------------------------------------------------------------------------------
-
-    def _check_cores(self) -> None:
-        usable = os.sched_getaffinity(0)
-        for core in (self.options.sender_core, self.options.receiver_core):
-            if core not in usable:
-                raise ValueError(f"core {core} is not among the usable cores {sorted(usable)}")
-
-    def _probe_libraries(self) -> None:
-        for name in self.libraries:
-            facts = _child("library", {"name": name})
-            if "error" in facts:
-                other = PEER if name == OURS else OURS
-                raise network.MeasurementError(
-                    f"{name} cannot be imported ({facts['error']}); --only {other} does without it"
-                )
-            self.results.machine[name] = facts["version"]
-            self.senders[name] = [
-                transport
-                for transport, fact in (("udp", "send"), ("xdp", "send_xdp"))
-                if facts.get(fact)
-            ]
-            if name == OURS:
-                self.xdp = facts["xdp"]
-
-    def _measure_all(self) -> bool:
-        """Measure all parts; return whether the time was enough."""
-        parts = self.options.parts
-        BUILD.mkdir(parents=True, exist_ok=True)
-        log_path = BUILD / "receivers.log"
-        with open(log_path, "w") as self.log:
-            build.hand_over(log_path)
-            try:
-                if "memory" in parts:
-                    self._rounds("core", self._core_steps)
-                if "iterate" in parts:
-                    self._rounds("iteration", self._iterate_steps)
-                if "udp" in parts or "xdp" in parts:
-                    self._network()
-                if "send" in parts:
-                    self._send()
-            except OutOfTimeError:
-                limit = self.plan.time_limit_s
-                self.results.note(f"stopped at the time limit of {limit:g} s: samples are missing")
-                return False
-        return True
-
-    def _rounds(self, name: str, steps: Callable[[], Iterator[Callable[[], None]]]) -> None:
-        """Take all steps of a part, as often as there are to be samples."""
-        for index in range(self.plan.runs):
-            print(f"{name}: run {index + 1} of {self.plan.runs}", file=sys.stderr)
-            for step in steps():
-                if time.monotonic() > self.deadline:
-                    raise OutOfTimeError
-                step()
-
-    # ---- from memory ----------------------------------------------------------------------------
-
-    def _memory_child(self, mode: str, payload: int, per_heap: int, **more: Any) -> dict[str, Any]:
-        arguments = {
-            "mode": mode,
-            "payload": payload,
-            "packets_per_heap": per_heap,
-            "buffer_size": BUFFER_SIZE,
-            "max_heaps": 1_000_000,
-            "worker_core": self.options.receiver_core,
-            "seconds": self.plan.memory_s,
-        }
-        return _child("memory", {**arguments, **more}, self.log)
-
-    def _core_steps(self) -> Iterator[Callable[[], None]]:
-        floor = str(build.floor())
-        for payload in CORE_PAYLOADS:
-            for name in self.libraries:
-                yield functools.partial(self._core, name, payload)
-            yield functools.partial(self._memcpy, floor, payload)
-
-    def _core(self, name: str, payload: int) -> None:
-        placements = {
-            "two_cores": self.options.sender_core,
-            "one_core": self.options.receiver_core,
-        }
-        for placement, core in placements.items():
-            done = self._memory_child(
-                "core", payload, PACKETS_PER_HEAP, library=name, python_core=core
-            )
-            for metric in ("wall_ns", "worker_ns"):
-                self.results.add(f"memory/{payload}/{name}/{placement}_{metric}", done[metric])
-
-    def _memcpy(self, floor: str, payload: int) -> None:
-        done = self._memory_child(
-            "memcpy", payload, PACKETS_PER_HEAP, floor=floor, buffers=MEMCPY_BUFFERS
-        )
-        self.results.add(f"memory/{payload}/memcpy/wall_ns", done["wall_ns"])
-
-    def _iterate_steps(self) -> Iterator[Callable[[], None]]:
-        for mode in ("iterate", "many", "update"):
-            for payload in ITERATE_PAYLOADS:
-                for name in self.libraries:
-                    yield functools.partial(self._iterate, mode, payload, name)
-
-    def _iterate(self, mode: str, payload: int, name: str) -> None:
-        done = self._memory_child(
-            mode,
-            payload,
-            1,
-            library=name,
-            python_core=self.options.sender_core,
-            max_heaps=ITERATE_HEAPS,
-        )
-        self.results.add(f"iterate/{mode}-{payload}/{name}/heaps_per_s", done["heaps_per_s"])
-
-    # ---- over the network -----------------------------------------------------------------------
-
-    def _receivers(self) -> list[network.Receiver]:
-        receivers = []
-        if "udp" in self.options.parts:
-            receivers += [network.Receiver(name, "udp") for name in self.libraries]
-        elif PEER in self.libraries:
-            receivers.append(network.Receiver(PEER, "udp"))  # what AF_XDP is compared with
-        if "xdp" in self.options.parts and OURS in self.libraries:
-            if self.xdp:
-                receivers.append(network.Receiver(OURS, "xdp"))
-            else:
-                self.results.note(f"no AF_XDP figures: this {OURS} was built without it")
-        return receivers
-
-    def _network(self) -> None:
-        if os.geteuid() != 0:
-            self.results.note("without root neither UDP over veth nor AF_XDP can be measured")
-            return
-        if self.options.sender_core == self.options.receiver_core:
-            raise ValueError("sender and receiver need a core each")
-        load = network.Load(
-            NETWORK_PAYLOAD,
-            PACKETS_PER_HEAP,
-            self.options.udp_checksum,
-            self.options.sender_core,
-            self.options.receiver_core,
-            self.options.generator,
-        )
-        if load.generator != "kernel":
-            if load.generator not in self.senders.get(OURS, ()):
-                raise ValueError(f"--generator {load.generator}: this {OURS} has no such sender")
-            self.results.note(
-                f"the receivers were measured with {OURS}'s {load.generator.upper()} sender"
-            )
-        generator = build.generator()
-        # A plain socket needs GRO at its end of the pair: that is what turns NAPI on there.
-        with network.netlab().VethLab(gro=True) as lab:
-            bench = network.Bench(lab, generator, load, self.log)
-            self._rounds("network", lambda: self._network_steps(bench))
-
-    def _network_steps(self, bench: network.Bench) -> Iterator[Callable[[], None]]:
-        for receiver in self._receivers():
-            yield functools.partial(self._cpu_time, bench, receiver)
-        for tuned in (False, True):
-            for plain in self._receivers():
-                receiver = plain._replace(tuned=tuned)
-                yield functools.partial(self._highest, bench, receiver)
-
-    def _cpu_time(self, bench: network.Bench, receiver: network.Receiver) -> None:
-        for rate in RATES:
-            with bench.receiver(receiver) as running:
-                # Fill pools and caches; also the first packets' neighbour and route look-ups.
-                running.trial(rate, self.plan.trial_s / 10)
-                trial = network.sustained(running, rate, self.plan.trial_s)
-            self._keep(receiver, [trial])
-            prefix = f"{receiver.transport}/{rate}/{receiver.library}"
-            self.results.add(f"{prefix}/cpu_ns", trial.cpu_ns)
-            self.results.add(f"{receiver.transport}/memory/{receiver.library}/bytes", trial.max_rss)
-            if trial.sender_limited:
-                self.results.note(f"{receiver}: the sender did not reach {rate} packets/s")
-            if trial.loss > 0.01:
-                self.results.note(
-                    f"{receiver}: not sustained, {100 * trial.loss:.1f} % lost at {rate} packets/s"
-                )
-
-    def _highest(self, bench: network.Bench, receiver: network.Receiver) -> None:
-        with bench.receiver(receiver) as running:
-            running.trial(self.plan.search.low, self.plan.trial_s / 10)
-            highest = network.highest_rate(running, self.plan.search)
-            buffer_size = running.buffer_size
-        self._keep(receiver, highest.trials)
-        case = "highest-tuned" if receiver.tuned else "highest"
-        self.results.add(f"{receiver.transport}/{case}/{receiver.library}/pps", highest.pps)
-        if buffer_size:
-            self.results.note(f"{receiver}: socket buffer of {buffer_size / 2**20:.1f} MiB")
-        if highest.sender_limited:
-            self.results.note(f"{receiver}: the sender, not the receiver, limited a highest rate")
-
-    def _keep(self, receiver: network.Receiver, trials: list[network.Trial]) -> None:
-        for trial in trials:
-            self.results.trials.append({**receiver._asdict(), **trial._asdict()})
-
-    # ---- sending --------------------------------------------------------------------------------
-
-    def _send(self) -> None:
-        for name in self.libraries:
-            if not self.senders[name]:
-                self.results.note(f"this {name} cannot send")
-        with contextlib.ExitStack() as stack:
-            lab = None
-            if os.geteuid() == 0:
-                lab = stack.enter_context(sending.far_end())
-            else:
-                self.results.note("without root the highest rates of senders cannot be measured")
-            self._rounds("send", lambda: self._send_steps(lab))
-
-    def _send_steps(self, lab: Any) -> Iterator[Callable[[], None]]:
-        senders = [(name, transport) for name in self.libraries for transport in self.senders[name]]
-        if lab is not None:
-            for payload in sending.PAYLOADS:
-                for name, transport in senders:
-                    yield functools.partial(self._send_packets, lab, name, transport, payload)
-        for transport in sending.TRANSPORTS:
-            for how in sending.HOWS:
-                for name in self.libraries:
-                    if self.senders[name]:
-                        yield functools.partial(self._send_heaps, name, transport, how)
-
-    def _send_packets(self, lab: Any, name: str, transport: str, payload: int) -> None:
-        core, seconds = self.options.sender_core, self.plan.trial_s
-        speed = sending.packets(lab, name, transport, payload, core, seconds, self.log)
-        prefix = f"send/{transport}-{payload}/{name}"
-        self.results.add(f"{prefix}/pps", speed.per_s)
-        self.results.add(f"{prefix}/cpu_ns", speed.cpu_ns)
-
-    def _send_heaps(self, name: str, transport: str, how: str) -> None:
-        core, seconds = self.options.sender_core, self.plan.trial_s
-        speed = sending.heaps(name, transport, how, core, seconds, self.log)
-        self.results.add(f"send/heaps-{transport}-{how}/{name}/heaps_per_s", speed.per_s)
-
-    # ---- after ----------------------------------------------------------------------------------
-
-    def _write(self) -> None:
-        path: Path = self.options.json
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.results.to_json(), indent=1) + "\n")
-        build.hand_over(path)
-        print(f"\nwritten to {path}")
 
 
-def _child(name: str, arguments: dict[str, Any], log: TextIO | None = None) -> dict[str, Any]:
-    """Run one child process to its end and return what it printed."""
-    with contextlib.ExitStack() as stack:
-        command = [sys.executable, "-P", str(RUN), name, json.dumps(arguments)]
-        process = stack.enter_context(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-        stack.callback(process.kill)
-        try:
-            output, errors = process.communicate(timeout=_CHILD_S)
-        except subprocess.TimeoutExpired:
-            raise network.MeasurementError(f"{name} {arguments} took over {_CHILD_S} s") from None
-    if process.returncode != 0:
-        last = errors.strip().splitlines()[-8:]
-        raise network.MeasurementError(f"{name} {arguments} failed:\n" + "\n".join(last))
-    if log is not None:
-        log.write(errors)
-    answer: dict[str, Any] = json.loads(output)
-    return answer
+def _measure(session: Session) -> bool:
+    """Measure all parts; return whether the time was enough."""
+    done: set[Callable[[Session], None]] = set()
+    chosen = [name for name in PARTS if name in session.options.parts]
+    if not session.options.quick and not session.options.runs:
+        seconds = sum(PARTS[name].seconds for name in chosen)
+        print(f"coming: {', '.join(chosen)}; about {seconds / 60:.0f} minutes", file=sys.stderr)
+    try:
+        for name in chosen:
+            measure = PARTS[name].measure
+            if measure not in done:  # UDP and AF_XDP are measured in turns
+                done.add(measure)
+                measure(session)
+    except OutOfTimeError:
+        limit = session.plan.time_limit_s
+        session.results.note(f"stopped at the time limit of {limit:g} s: samples are missing")
+        return False
+    return True
+
+
+def _write(results: Results, options: argparse.Namespace) -> None:
+    path: Path = options.json
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results.to_json(), indent=1) + "\n")
+    build.hand_over(path)
+    print(f"\nwritten to {path}")
+    if options.figures:
+        plots.draw(results.to_json(), options.figures)

@@ -72,6 +72,8 @@ struct options {
 	uint64_t batch;
 	uint64_t pin_core;
 	bool udp_checksum;
+	bool whole_heaps;
+	bool timestamp;
 	bool wait;
 	uint8_t dst_mac[ETH_ALEN];
 	uint8_t src_mac[ETH_ALEN];
@@ -114,12 +116,15 @@ static const char usage[] =
 	"  --port N               destination port of the first flow (default 8888)\n"
 	"  --source-port N        source port of the first flow (default 20000)\n"
 	"  --flows N              heaps that are sent side by side, packet by packet (default 1)\n"
+	"  --whole-heaps          flows take turns heap by heap, not packet by packet\n"
 	"  --port-step N          added to the destination port from flow to flow (default 1; 0 puts\n"
 	"                         interleaved heaps on one port)\n"
 	"  --first-heap N         id of the first heap (default 1)\n"
 	"  --burst N              most packets sent in a row to catch up (default 128)\n"
 	"  --batch N              packets per kernel batch, at most 256 (default 64)\n"
 	"  --pin-core N           core to run on (default 0)\n"
+	"  --timestamp            write the time into bytes 8 to 15 of each payload, in nanoseconds of\n"
+	"                         CLOCK_MONOTONIC, big-endian\n"
 	"  --udp-checksum         write valid UDP checksums instead of none\n"
 	"  --wait                 print \"ready\", then start when a line is read from stdin\n";
 
@@ -218,6 +223,8 @@ static const struct rule rules[] = {
 	{ "burst", NUMBER, AT(burst), 1, 1000000 },
 	{ "batch", NUMBER, AT(batch), 1, 256 },
 	{ "pin-core", NUMBER, AT(pin_core), 0, CPU_SETSIZE - 1 },
+	{ "whole-heaps", FLAG, AT(whole_heaps), 0, 0 },
+	{ "timestamp", FLAG, AT(timestamp), 0, 0 },
 	{ "udp-checksum", FLAG, AT(udp_checksum), 0, 0 },
 	{ "wait", FLAG, AT(wait), 0, 0 },
 };
@@ -303,6 +310,8 @@ static void read_options(struct options *o, int argc, char **argv)
 	last_port = o->port + (o->flows - 1) * o->port_step;
 	if (last_port > 65535)
 		die("the last of %" PRIu64 " flows would have port %" PRIu64, o->flows, last_port);
+	if (o->timestamp && o->payload < GENERATE_STAMP_SIZE + GENERATE_TIMESTAMP_SIZE)
+		die("--timestamp: needs a payload of at least %d bytes", GENERATE_STAMP_SIZE + GENERATE_TIMESTAMP_SIZE);
 	if (o->source_port + o->flows - 1 > 65535)
 		die("the source port of the last of %" PRIu64 " flows is above 65535", o->flows);
 	set_limits(o);
@@ -350,10 +359,10 @@ static __be64 pointer(unsigned int id, uint64_t value)
 	return htobe64(GENERATE_IMMEDIATE(id, value));
 }
 
-static void fill_payload(uint8_t *payload, size_t size)
+static void fill_payload(uint8_t *payload, size_t size, size_t stamps_size)
 {
 	for (size_t i = 0; i < size; i++)
-		payload[i] = i < GENERATE_STAMP_SIZE ? 0 : i & 0xff;
+		payload[i] = i < stamps_size ? 0 : i & 0xff;
 }
 
 /* The UDP sum over all that the program does not patch: ports, stamp and two values are still 0. */
@@ -445,6 +454,8 @@ static void set_knobs(struct bpf_object *object, const struct options *o)
 	SET(object, values, "port_step", (uint16_t)o->port_step);
 	SET(object, values, "source_port", (uint16_t)o->source_port);
 	SET(object, values, "udp_checksum", (uint8_t)o->udp_checksum);
+	SET(object, values, "whole_heaps", (uint8_t)o->whole_heaps);
+	SET(object, values, "timestamp", (uint8_t)o->timestamp);
 	if (bpf_map__set_initial_value(map, values, size))
 		die("setting the knobs: %s", strerror(errno));
 	free(values);
@@ -495,7 +506,9 @@ static void *write_plans(struct generator *g, const struct options *o, size_t *p
 	packet = calloc(1, *packet_size);
 	if (!packet)
 		die("out of memory");
-	fill_payload(packet + sizeof(struct generate_headers), o->payload);
+	/* What the program writes is 0 in the sum that it starts from. */
+	fill_payload(packet + sizeof(struct generate_headers), o->payload,
+		     GENERATE_STAMP_SIZE + (o->timestamp ? GENERATE_TIMESTAMP_SIZE : 0));
 	make_plan(&first, o, GENERATE_N_ITEMS_FIRST, packet + sizeof(struct generate_headers));
 	make_plan(&other, o, GENERATE_N_ITEMS_OTHER, packet + sizeof(struct generate_headers));
 	memcpy(variable(g->object, ".bss", g->bss, "first_plan", plan_size), &first, plan_size);

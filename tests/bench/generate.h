@@ -10,7 +10,9 @@
  *
  * Both end at the same byte and their payload starts at the same byte; the shorter headers start
  * GENERATE_POINTER_SIZE bytes later. The payload opens with a stamp (heap id << 16 | index of the
- * packet in its heap, big-endian), byte i after that is i modulo 256.
+ * packet in its heap, big-endian), byte i after that is i modulo 256. If asked for, the 8 bytes behind
+ * the stamp are the time at which the packet was written instead: CLOCK_MONOTONIC in nanoseconds,
+ * big-endian.
  */
 #ifndef XDPSPEAD_BENCH_GENERATE_H
 #define XDPSPEAD_BENCH_GENERATE_H
@@ -19,6 +21,7 @@
 
 #define GENERATE_POINTER_SIZE 8
 #define GENERATE_STAMP_SIZE 8
+#define GENERATE_TIMESTAMP_SIZE 8
 #define GENERATE_N_ITEMS_FIRST 5
 #define GENERATE_N_ITEMS_OTHER 4
 #define GENERATE_ITEM_ID 0x1000

@@ -46,6 +46,12 @@ def thread_cpu_ns() -> dict[int, int]:
     return times
 
 
+def rss() -> int:
+    """Return how many bytes of this process's memory are resident."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def child(arguments: dict[str, Any]) -> None:
     """Print, as JSON, what the installed package *name* is."""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import library, packets
+from bench import floors, library, packets
 
 MAX_HEAPS = 4
 RING_HEAPS = 32
@@ -37,7 +37,12 @@ def child(arguments: dict[str, Any]) -> None:
 def _traffic(arguments: dict[str, Any]) -> packets.Traffic:
     payload, per_heap = arguments["payload"], arguments["packets_per_heap"]
     n_heaps = max(16, arguments["buffer_size"] // ((payload + 40) * per_heap))
-    return packets.make(payload, per_heap, min(n_heaps, arguments["max_heaps"]))
+    n_heaps = min(n_heaps, arguments["max_heaps"])
+    at_once = arguments.get("interleave", 1)
+    if at_once == 1:
+        return packets.make(payload, per_heap, n_heaps)
+    traffic = packets.make(payload, per_heap, max(1, n_heaps // at_once) * at_once)
+    return traffic._replace(buffer=packets.interleave(traffic, payload, at_once))
 
 
 def _drain(stream: Any) -> Any:
@@ -87,6 +92,7 @@ class _Reading:
         self.pool = lib.base.ThreadPool(1, [arguments["worker_core"]])
         os.sched_setaffinity(0, {arguments["python_core"]})
         heap_size = self.payload * self.per_heap
+        self.config = {"max_heaps": MAX_HEAPS, **arguments.get("stream", {})}
         # In the ring, being built, and in the hands of Python and the worker.
         self.memory = library.memory_pool(lib, heap_size, RING_HEAPS + MAX_HEAPS + 8)
         self.drain: Callable[[Any], Any] = _drain
@@ -101,7 +107,7 @@ class _Reading:
         """Read the buffer; return wall time in s, CPU time of Python's thread and of all others."""
         stream = self.lib.recv.Stream(
             self.pool,
-            self.lib.recv.StreamConfig(max_heaps=MAX_HEAPS, memory_allocator=self.memory),
+            self.lib.recv.StreamConfig(memory_allocator=self.memory, **self.config),
             self.lib.recv.RingStreamConfig(heaps=RING_HEAPS),
         )
         before = library.thread_cpu_ns()
@@ -162,7 +168,11 @@ def _check(stream: Any, last: Any, traffic: packets.Traffic, payload: int, per_h
 
 
 def measure_memcpy(arguments: dict[str, Any]) -> dict[str, float]:
-    """Measure memcpy of the same payloads into as many buffers as a stream has in use."""
+    """Measure memcpy of the same payloads, out of a buffer with the same packets in it.
+
+    It goes into `buffers` buffers of the size of a heap, in turn: a pool hands out the buffer that
+    came back last, so that few are in use at a time.
+    """
     payload, per_heap = arguments["payload"], arguments["packets_per_heap"]
     traffic = _traffic(arguments)
     os.sched_setaffinity(0, {arguments["worker_core"]})
@@ -170,8 +180,7 @@ def measure_memcpy(arguments: dict[str, Any]) -> dict[str, float]:
     lib.floor_memcpy.restype = None
     size = ctypes.c_size_t
     n_buffers = arguments["buffers"]
-    blocks = [ctypes.create_string_buffer(payload * per_heap) for _ in range(n_buffers)]
-    buffers = (ctypes.c_void_p * n_buffers)(*[ctypes.addressof(block) for block in blocks])
+    heaps = floors.HeapBuffers(payload * per_heap, n_buffers)
 
     def one_round() -> float:
         start = time.perf_counter()
@@ -182,19 +191,24 @@ def measure_memcpy(arguments: dict[str, Any]) -> dict[str, float]:
             ctypes.c_void_p(traffic.payload_at.ctypes.data),
             size(per_heap),
             size(payload),
-            buffers,
+            heaps.pointers,
             size(n_buffers),
         )
         return time.perf_counter() - start
 
     one_round()
-    total, rounds = 0.0, 0
+    total, rounds, cpu = 0.0, 0, time.thread_time_ns()
     while total < arguments["seconds"]:
         total += one_round()
         rounds += 1
+    cpu = time.thread_time_ns() - cpu
     last = (traffic.n_heaps - 1) % n_buffers
     wanted = [packets.expected_packet(traffic.n_heaps, i, payload) for i in range(per_heap)]
-    if blocks[last].raw != np.concatenate(wanted).tobytes():
+    if heaps.blocks[last].raw != np.concatenate(wanted).tobytes():
         raise RuntimeError("the floor copied wrong bytes")
     n_packets = rounds * traffic.n_heaps * per_heap
-    return {"wall_ns": 1e9 * total / n_packets, "packets": n_packets}
+    return {
+        "wall_ns": 1e9 * total / n_packets,
+        "cpu_ns": cpu / n_packets,
+        "packets": n_packets,
+    }

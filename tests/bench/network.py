@@ -10,17 +10,19 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType, ModuleType
 from typing import IO, Any, NamedTuple
 
+from bench import build
+from bench.floors import COPYING, FLOOR
 from bench.library import OURS
 from bench.paths import ROOT, RUN
 
 PORT = 8888
 _ANSWER_S = 20.0
-_SETTLE_S = 0.1
+_SETTLE_S = 0.06
+_SETTLED_WITHIN_S = 3.0
 # A lower rate than asked for means that the sender's core, which also does the kernel's half of
 # receiving, was the limit.
 _SENDER_LIMITED = 0.97
@@ -31,18 +33,26 @@ class MeasurementError(Exception):
 
 
 class Receiver(NamedTuple):
-    """A way to receive."""
+    """A way to receive: one of the libraries or floors, its transport, and its settings.
+
+    What `settings` may hold is told in receive.py; floors have none.
+    """
 
     library: str
     transport: str
     tuned: bool = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def __str__(self) -> str:
         return f"{self.library} {self.transport.upper()}{' tuned' if self.tuned else ''}"
 
 
 class Load(NamedTuple):
-    """What is sent, by what, and on which cores it is sent and received."""
+    """What is sent, by what, and on which cores it is sent and received.
+
+    With `flows` there are so many heaps under way, packet by packet or, with `whole_heaps`, one
+    after the other; each flow has a destination port of its own, from `PORT` on.
+    """
 
     payload: int
     packets_per_heap: int
@@ -50,6 +60,9 @@ class Load(NamedTuple):
     sender_core: int
     receiver_core: int
     generator: str = "kernel"
+    flows: int = 1
+    whole_heaps: bool = False
+    timestamp: bool = False
 
 
 class Trial(NamedTuple):
@@ -67,6 +80,8 @@ class Trial(NamedTuple):
         CPU time of the whole receiving process per packet received.
     python_ns
         That of Python's main thread.
+    rss
+        Resident bytes of the receiving process after it.
     """
 
     offered: float
@@ -77,7 +92,7 @@ class Trial(NamedTuple):
     loss: float
     cpu_ns: float
     python_ns: float
-    max_rss: int
+    rss: int
     stats: dict[str, int]
     readers: list[str]
 
@@ -167,28 +182,29 @@ class Bench:
     ----------
     lab
         The laboratory, entered.
-    generator
-        The generator and its BPF program.
     load
-        What to send.
+        What to send. It may be exchanged between trials.
     log
         Where the receivers' warnings go; None for standard error.
     """
 
-    def __init__(
-        self, lab: Any, generator: tuple[Path, Path], load: Load, log: IO[str] | None = None
-    ) -> None:
+    def __init__(self, lab: Any, load: Load, log: IO[str] | None = None) -> None:
         self.lab = lab
         self.load = load
         self._log = log
-        self._generator = generator
+        self._generator = build.generator()
+        self._floors = build.receiving_floors()
         self._next_heap = 1
 
     @contextlib.contextmanager
     def receiver(self, receiver: Receiver) -> Iterator[Running]:
         """Run a fresh receiving process for the time of a ``with`` block."""
+        floor = receiver.library in (FLOOR, COPYING)
         arguments = {
             **receiver._asdict(),
+            "settings": dict(receiver.settings),
+            "floors": self._floors if floor else None,
+            "timestamp": self.load.timestamp,
             "core": self.load.receiver_core,
             "payload": self.load.payload,
             "packets_per_heap": self.load.packets_per_heap,
@@ -197,7 +213,13 @@ class Bench:
             "interface": self.lab.rx.interface,
         }
         process = self.lab.rx.popen(
-            [sys.executable, "-P", str(RUN), "receive", json.dumps(arguments)],
+            [
+                sys.executable,
+                "-P",
+                str(RUN),
+                "floor" if floor else "receive",
+                json.dumps(arguments),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -205,7 +227,7 @@ class Bench:
         child = _Child(process, str(receiver))
         try:
             ready = child.answer()
-            yield Running(self, child, ready["buffer_size"])
+            yield Running(self, child, ready)
             child.tell("quit")
         finally:
             status = child.end()
@@ -226,8 +248,10 @@ class Bench:
             *("--payload", str(load.payload), "--packets-per-heap", str(load.packets_per_heap)),
             *("--pin-core", str(load.sender_core), "--first-heap", str(self._next_heap)),
         ]
-        if load.udp_checksum:
-            command.append("--udp-checksum")
+        command += ["--flows", str(load.flows)]
+        for flag in ("udp_checksum", "whole_heaps", "timestamp"):
+            if getattr(load, flag):
+                command.append(f"--{flag.replace('_', '-')}")
         self._next_heap = self._heap_after(count)
         process = lab.tx.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return _Child(process, "the generator")
@@ -237,7 +261,7 @@ class Bench:
 
         So late packets cannot look like new heaps.
         """
-        return self._next_heap + count // self.load.packets_per_heap + 1000
+        return self._next_heap + count // self.load.packets_per_heap + self.load.flows + 1000
 
     def _start_sender(self, rate: float, seconds: float, count: int) -> _Child:
         """Start our own sender in place of the generator."""
@@ -275,32 +299,63 @@ def start_sender(
 
 
 class Running:
-    """A receiver that is running; *buffer_size* is its socket's, 0 where there is none."""
+    """A receiver that is running.
 
-    def __init__(self, bench: Bench, child: _Child, buffer_size: int) -> None:
-        self.buffer_size = buffer_size
+    Attributes
+    ----------
+    buffer_size
+        Bytes of its socket's buffer, 0 where there is none.
+    umem
+        Bytes of packet memory of its AF_XDP reader, 0 where there is none.
+    """
+
+    def __init__(self, bench: Bench, child: _Child, ready: dict[str, Any]) -> None:
+        self.buffer_size = ready["buffer_size"]
+        self.umem = ready.get("umem", 0)
         self._bench = bench
         self._child = child
 
-    def trial(self, rate: float, seconds: float) -> Trial:
-        """Send *seconds* worth of packets at *rate* packets per second and see what arrives."""
+    def ask(self, command: str) -> dict[str, Any]:
+        """Have the receiver do something; return its answer."""
+        return self._child.ask(command)
+
+    def tell(self, command: str) -> None:
+        """Have the receiver do something that it does not answer."""
+        self._child.tell(command)
+
+    def trial(self, rate: float, seconds: float, during: Callable[[], None] | None = None) -> Trial:
+        """Send *seconds* worth of packets at *rate* packets per second and see what arrives.
+
+        `during` is called when the packets have begun to flow.
+        """
         generator = self._bench.start_generator(rate, seconds)
         try:
             if generator.line() != "ready":
                 raise MeasurementError("the generator did not start")
             before = self._child.ask("snap")
             generator.tell("go")
+            if during:
+                during()
             # It ends itself, at the latest 1 s after 1.2 times the nominal time.
             sent = generator.answer(2 * seconds + _ANSWER_S)
         finally:
             generator.end()
-        time.sleep(_SETTLE_S)  # for what is still in buffers
-        after = self._child.ask("snap")
+        after = self._settled()
         if after["heaps"] > before["heaps"]:
             wrong = self._child.ask("check")["wrong"]
             if wrong:
                 raise MeasurementError(f"{self._child.name}: {wrong}")
         return _trial(rate, sent, before, after)
+
+    def _settled(self) -> dict[str, Any]:
+        """Return the counters when nothing comes out of buffers any more."""
+        deadline = time.monotonic() + _SETTLED_WITHIN_S
+        latest: dict[str, Any] = {"stats": None}
+        while True:
+            time.sleep(_SETTLE_S)
+            earlier, latest = latest, self._child.ask("snap")
+            if latest["stats"] == earlier["stats"] or time.monotonic() > deadline:
+                return latest
 
 
 def _trial(
@@ -322,20 +377,21 @@ def _trial(
         loss=1 - received / max(sent["sent"], 1),
         cpu_ns=(after["cpu_ns"] - before["cpu_ns"]) * per_packet,
         python_ns=(after["python_ns"] - before["python_ns"]) * per_packet,
-        max_rss=after["max_rss"],
+        rss=after["rss"],
         stats=stats,
         readers=after["readers"],
     )
 
 
 class Search(NamedTuple):
-    """Bounds of a search for the highest rate."""
+    """How the highest rate is looked for: bounds and trials of the bisection, and the proof."""
 
     low: float = 100e3
     high: float = 2.4e6
     trials: int = 6
-    seconds: float = 0.5
-    max_loss: float = 0.001
+    seconds: float = 0.4
+    max_loss: float = 1e-4
+    hold_s: float = 5.0
 
 
 class Highest(NamedTuple):
@@ -346,31 +402,46 @@ class Highest(NamedTuple):
     trials: list[Trial]
 
 
-def highest_rate(running: Running, search: Search) -> Highest:
-    """Find the highest rate with next to no loss, by bisection on a logarithmic scale.
+#: By how much the rate goes down when it was not held.
+_STEP = 0.94
+_STEPS = 12
+#: Around an earlier run's result it takes fewer trials.
+_AROUND = 1.2
+_AROUND_TRIALS = 3
 
-    A rate that fails is tried once more, because one hiccup of the machine is not the receiver's.
-    What counts is the rate that was really sent.
+
+def highest_rate(running: Running, search: Search, earlier: float | None = None) -> Highest:
+    """Find the highest rate that is held, with no more than the permitted loss.
+
+    First by bisection on a logarithmic scale with short trials, in which a rate that fails is tried
+    once more, because one hiccup of the machine is not the receiver's; around the result of an
+    earlier run where there is one. Then that rate has to be held for long; when it is not, a lower
+    one. What counts is the rate that was really sent.
     """
-    low, high = search.low, search.high
-    best: Trial | None = None
-    trials = []
-    for _ in range(search.trials):
+    trials: list[Trial] = []
+
+    def held(rate: float, seconds: float) -> bool:
+        trials.append(running.trial(rate, seconds))
+        return trials[-1].loss <= search.max_loss
+
+    low, high, n = search.low, search.high, search.trials
+    if earlier:
+        low, high, n = earlier / _AROUND, min(high, earlier * _AROUND), _AROUND_TRIALS
+    for _ in range(n):
         rate = (low * high) ** 0.5
-        for _ in range(2):
-            trial = running.trial(rate, search.seconds)
-            trials.append(trial)
-            if trial.loss < search.max_loss:
-                break
-        if trial.loss < search.max_loss:
+        if held(rate, search.seconds) or held(rate, search.seconds):
             low = rate
-            if best is None or trial.achieved > best.achieved:
-                best = trial
+            if trials[-1].sender_limited:
+                break
         else:
             high = rate
-    if best is None:
-        return Highest(0.0, False, trials)
-    return Highest(best.achieved, best.sender_limited, trials)
+    rate = low
+    for _ in range(_STEPS):
+        if held(rate, search.hold_s):
+            best = trials[-1]
+            return Highest(best.achieved, best.sender_limited, trials)
+        rate *= _STEP
+    return Highest(0.0, False, trials)
 
 
 def sustained(running: Running, rate: float, seconds: float) -> Trial:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 ITEM_ID = 0x1000
 STAMP_SIZE = 8
+TIMESTAMP_SIZE = 8
 _HEADER = struct.pack(">BBBBH", 0x53, 4, 2, 6, 0)
 _HEAP_CNT, _HEAP_LENGTH, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 1, 2, 3, 4
 _CNT_AT = 8  # of the heap cnt's item pointer in a packet
@@ -46,8 +47,8 @@ def immediate(item_id: int, value: int) -> bytes:
     return struct.pack(">Q", 1 << 63 | item_id << 48 | value)
 
 
-def make(payload: int, packets_per_heap: int, n_heaps: int) -> Traffic:
-    """Return *n_heaps* heaps with ids from 1, of packets with *payload* bytes each."""
+def make(payload: int, packets_per_heap: int, n_heaps: int, first_heap: int = 1) -> Traffic:
+    """Return *n_heaps* heaps with ids from *first_heap*, of packets with *payload* bytes each."""
     parts: list[bytes] = []
     payload_at = []
     size = 0
@@ -65,13 +66,27 @@ def make(payload: int, packets_per_heap: int, n_heaps: int) -> Traffic:
         payload_at.append(size + len(header))
         size += len(header) + payload
     buffer = np.tile(np.frombuffer(b"".join(parts), np.uint8), n_heaps)
-    _number_heaps(buffer.reshape(n_heaps, size), payload, payload_at)
+    _number_heaps(buffer.reshape(n_heaps, size), payload, payload_at, first_heap)
     return Traffic(buffer, n_heaps, size, np.array(payload_at, np.uint32))
 
 
-def _number_heaps(heaps: npt.NDArray[np.uint8], payload: int, payload_at: list[int]) -> None:
+def interleave(traffic: Traffic, payload: int, n: int) -> npt.NDArray[np.uint8]:
+    """Return the packets of *n* heaps at a time in turns, instead of heap by heap."""
+    heaps = traffic.buffer.reshape(-1, n, traffic.heap_stride)
+    mixed = np.empty((len(heaps), n * traffic.heap_stride), np.uint8)
+    start = 0
+    for at in traffic.payload_at:
+        end = int(at) + payload
+        mixed[:, n * start : n * end] = heaps[:, :, start:end].reshape(len(heaps), -1)
+        start = end
+    return mixed.reshape(-1)
+
+
+def _number_heaps(
+    heaps: npt.NDArray[np.uint8], payload: int, payload_at: list[int], first_heap: int
+) -> None:
     """Write heap ids and stamps into *heaps*, an array of one row per heap."""
-    ids = np.arange(1, len(heaps) + 1, dtype=np.uint64)
+    ids = np.arange(first_heap, first_heap + len(heaps), dtype=np.uint64)
     cnt = (ids | np.uint64(1 << 63 | _HEAP_CNT << 48)).astype(">u8")
     packet_at = 0
     for index, at in enumerate(payload_at):
@@ -89,13 +104,19 @@ def expected_packet(heap_id: int, index: int, payload: int) -> npt.NDArray[np.ui
     return data
 
 
-def check_heap(heap: Any, payload: int, packets_per_heap: int) -> str:
-    """Compare a received heap with what was sent; return what is wrong, or an empty string."""
+def check_heap(heap: Any, payload: int, packets_per_heap: int, *, timestamp: bool = False) -> str:
+    """Compare a received heap with what was sent; return what is wrong, or an empty string.
+
+    With `timestamp` there is a time behind the stamps, which nobody can know.
+    """
     items = [item for item in heap.get_items() if item.id == ITEM_ID]
     if len(items) != 1:
         return f"heap {heap.cnt} holds {len(items)} items with id {ITEM_ID:#x}, not 1"
-    data = np.asarray(items[0]).view(np.uint8)
-    wanted = [expected_packet(heap.cnt, i, payload) for i in range(packets_per_heap)]
-    if not np.array_equal(data, np.concatenate(wanted)):
+    data = np.array(items[0]).view(np.uint8).reshape(packets_per_heap, payload)
+    wanted = np.array([expected_packet(heap.cnt, i, payload) for i in range(packets_per_heap)])
+    if timestamp:
+        times = slice(STAMP_SIZE, STAMP_SIZE + TIMESTAMP_SIZE)
+        data[:, times] = wanted[:, times]
+    if not np.array_equal(data, wanted):
         return f"heap {heap.cnt} holds wrong bytes"
     return ""

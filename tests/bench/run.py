@@ -17,6 +17,8 @@ if str(TESTS) not in sys.path:
 CHILDREN = {
     "memory": "bench.memory",
     "receive": "bench.receive",
+    "floor": "bench.floors",
+    "pcap": "bench.pcap",
     "send": "bench.send",
     "library": "bench.library",
 }

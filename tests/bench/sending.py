@@ -11,11 +11,13 @@ a card that cannot do it. Sending and the kernel's half of receiving share the s
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from bench import network
+from bench.session import Session, Step
 
 PAYLOADS = (1024, 8192)
 #: One packet with its headers, of SPEAD, UDP and IPv4.
@@ -39,26 +41,31 @@ class Speed(NamedTuple):
 @contextlib.contextmanager
 def far_end() -> Iterator[Any]:
     """Make the network, with an address that leads to nobody."""
-    from pyroute2 import Ethtool, IPRoute
+    from pyroute2 import IPRoute
 
     with network.netlab().VethLab(mtu=MTU) as lab:
-        with lab.tx.enter():
-            with IPRoute() as netlink:
-                netlink.neigh(
-                    "replace",
-                    dst=_NOBODY,
-                    lladdr=_NOBODYS_MAC,
-                    ifindex=lab.tx.ifindex,
-                    state="permanent",
-                )
-            ethtool = Ethtool()
-            features = ethtool.get_features(lab.tx.interface)
-            features.features["tx-udp-segmentation"].enable = False
-            ethtool.set_features(lab.tx.interface, features)
-            if ethtool.get_features(lab.tx.interface).features["tx-udp-segmentation"].enable:
-                raise network.MeasurementError("veth: datagram segmentation cannot be switched off")
-            ethtool.close()
+        with lab.tx.enter(), IPRoute() as netlink:
+            netlink.neigh(
+                "replace",
+                dst=_NOBODY,
+                lladdr=_NOBODYS_MAC,
+                ifindex=lab.tx.ifindex,
+                state="permanent",
+            )
+        switch_off_segmentation(lab.tx)
         yield lab
+
+
+def switch_off_segmentation(end: Any) -> None:
+    """Have the kernel cut super-packets up before the interface of *end* gets them."""
+    from pyroute2 import Ethtool
+
+    with end.enter(), contextlib.closing(Ethtool()) as ethtool:
+        features = ethtool.get_features(end.interface)
+        features.features["tx-udp-segmentation"].enable = False
+        ethtool.set_features(end.interface, features)
+        if ethtool.get_features(end.interface).features["tx-udp-segmentation"].enable:
+            raise network.MeasurementError("veth: datagram segmentation cannot be switched off")
 
 
 def _received(lab: Any) -> int:
@@ -123,3 +130,43 @@ def heaps(library: str, transport: str, how: str, core: int, seconds: float, log
     finally:
         child.end()
     return Speed(done["per_s"], done["cpu_ns"])
+
+
+# ---- what is measured ---------------------------------------------------------------------------
+
+
+def measure(session: Session) -> None:
+    """Measure packets per second through a veth pair, and small heaps per second."""
+    for name in session.libraries:
+        if not session.senders[name]:
+            session.results.note(f"this {name} cannot send")
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(far_end()) if session.may_use_network() else None
+        session.rounds("send", lambda: _steps(session, lab), session.plan.curve_runs)
+
+
+def _steps(session: Session, lab: Any) -> Iterator[Step]:
+    senders = [(name, by) for name in session.libraries for by in session.senders[name]]
+    if lab is not None:
+        for payload in PAYLOADS:
+            for name, transport in senders:
+                yield functools.partial(_packets, session, lab, name, transport, payload)
+    for transport in TRANSPORTS:
+        for how in HOWS:
+            for name in session.libraries:
+                if session.senders[name]:
+                    yield functools.partial(_heaps, session, name, transport, how)
+
+
+def _packets(session: Session, lab: Any, name: str, transport: str, payload: int) -> None:
+    core, seconds = session.options.sender_core, session.plan.trial_s / 2
+    speed = packets(lab, name, transport, payload, core, seconds, session.log)
+    prefix = f"send/{transport}-{payload}/{name}"
+    session.results.add(f"{prefix}/pps", speed.per_s)
+    session.results.add(f"{prefix}/cpu_ns", speed.cpu_ns)
+
+
+def _heaps(session: Session, name: str, transport: str, how: str) -> None:
+    core, seconds = session.options.sender_core, session.plan.trial_s / 2
+    speed = heaps(name, transport, how, core, seconds, session.log)
+    session.results.add(f"send/heaps-{transport}-{how}/{name}/heaps_per_s", speed.per_s)
