@@ -353,6 +353,7 @@ def test_cancelled_futures_do_not_stop_the_stream(rig):
             futures = [sender.async_send_heap(heap_of(1000)) for _ in range(2)]
             for future in futures:
                 future.cancel()
+            await bounded(sender.async_flush())
             sink.rest()
         sender.set_cnt_sequence(100, 1)
         sent = await bounded(

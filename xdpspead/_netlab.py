@@ -408,8 +408,8 @@ def sweep() -> list[str]:
             _delete_link(path)
         try:
             _remove_namespace(path)
-        except FileNotFoundError:
-            continue  # another process swept it at the same time
+        except OSError:
+            continue  # another process swept it at the same time, or mounted something over it
         removed.append(name)
     return removed
 
