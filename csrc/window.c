@@ -331,7 +331,7 @@ uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views
 		if (unlikely(stat)) {
 			window->stats[stat]++;
 			window->news.bad_stat = stat;
-		} else if (!likely(process_next(window, packet, &views[i]))) {
+		} else if (unlikely(!process_next(window, packet, &views[i]))) {
 			process(window, packet, &views[i]);
 		}
 	}
