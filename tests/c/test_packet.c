@@ -249,9 +249,9 @@ static void test_widths_that_do_not_make_64_bits_are_refused(void)
 			data[2] = (uint8_t)id;
 			data[3] = (uint8_t)address;
 			if (id == 0 || address == 0 || id + address != 8)
-				CHECK_EQ(xps_packet_decode(&packet, data, sizeof(data)), XPS_STAT_BAD_FLAVOUR);
+				CHECK_EQ(decode(&packet, data, sizeof(data)), XPS_STAT_BAD_FLAVOUR);
 			else
-				CHECK(xps_packet_decode(&packet, data, sizeof(data)) != XPS_STAT_BAD_FLAVOUR);
+				CHECK(decode(&packet, data, sizeof(data)) != XPS_STAT_BAD_FLAVOUR);
 		}
 	}
 }
