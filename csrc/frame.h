@@ -9,9 +9,7 @@
  */
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "bits.h"
 
 enum xps_frame_verdict {
 	XPS_FRAME_UDP,       /* a whole UDP datagram: the result is filled in */
@@ -68,3 +66,30 @@ enum xps_frame_verdict xps_frame_parse_link(struct xps_frame *out, enum xps_link
  * `out` has family, addresses and protocol. Offsets are from `payload`, all of which is at hand.
  */
 enum xps_frame_verdict xps_frame_parse_joined(struct xps_frame *out, const uint8_t *payload, size_t length);
+
+/* ---------------------------------------------------------------- the usual frame */
+
+#define XPS_FRAME_USUAL_OFFSET 42 /* where its UDP payload begins: Ethernet 14, IPv4 20, UDP 8 */
+
+/*
+ * Whether the frame is the one that almost all are: Ethernet without VLAN tags, IPv4 without options, a whole UDP
+ * datagram. Then `payload_length` is what xps_frame_parse() would find. False says nothing.
+ */
+static inline bool xps_frame_is_usual(const uint8_t *frame, size_t length, size_t total, uint32_t *payload_length)
+{
+	const uint8_t *ip = frame + 14;
+	uint32_t ip_length, udp_length;
+
+	if (unlikely(length < XPS_FRAME_USUAL_OFFSET || total < length))
+		return false;
+	/* Ethernet type, version and header length in one; then fragments; then the protocol. */
+	if (unlikely((xps_load_be32(frame + 12) & 0xffffff00) != 0x08004500 || (xps_load_be16(ip + 6) & 0x3fff) ||
+		     ip[9] != 17))
+		return false;
+	ip_length = xps_load_be16(ip + 2);
+	udp_length = xps_load_be16(ip + 24);
+	if (unlikely(ip_length > total - 14 || udp_length < 8 || udp_length + 20 != ip_length))
+		return false;
+	*payload_length = udp_length - 8;
+	return true;
+}

@@ -17,7 +17,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "copy.h"
 #include "memory.h"
 
 #define NO_ENTRY UINT32_MAX
@@ -345,8 +344,8 @@ static bool length_agrees(const struct xps_heap *heap, const struct xps_packet *
 	return (uint64_t)packet->heap_length >= heap->min_size;
 }
 
-int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules, const struct xps_packet *packet,
-		 const struct xps_view *view)
+int xps_heap_add_any(struct xps_heap *heap, const struct xps_heap_rules *rules, const struct xps_packet *packet,
+		     const struct xps_view *view)
 {
 	const uint64_t start = packet->payload_offset, end = start + packet->payload_length;
 	const uint64_t size = packet->heap_length < 0 ? end : (uint64_t)packet->heap_length;
@@ -375,6 +374,22 @@ int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules, cons
 	if (packet->payload_length)
 		copy_pieces(heap->payload + start, view, packet->header_size, packet->payload_length, rules->memcpy);
 	return add_pointers(heap, packet);
+}
+
+bool xps_heap_repeats_items(const struct xps_heap *heap, const struct xps_packet *packet)
+{
+	const uint64_t first = xps_load_be64(packet->pointers);
+	uint32_t at = 0;
+
+	while (at < heap->n_pointers && heap->pointers[at] != first)
+		at++;
+	/* Too many are too many, whether or not they are new. */
+	if (heap->n_pointers - at < packet->n_pointers || heap->n_pointers + packet->n_pointers > XPS_MAX_ITEMS)
+		return false;
+	for (uint32_t i = 1; i < packet->n_pointers; i++)
+		if (heap->pointers[at + i] != xps_load_be64(packet->pointers + 8 * i))
+			return false;
+	return true;
 }
 
 struct xps_heap *xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules)

@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "copy.h"
 #include "packet.h"
 #include "view.h"
 #include "xdpspead.h"
@@ -37,8 +38,8 @@ struct xps_heap *xps_heap_open(const struct xps_packet *packet, const struct xps
  * xps_stat that counts why it was refused; then the payload is unchanged. XPS_HEAP_START and XPS_HEAP_STOP in
  * heap->flags follow the items.
  */
-int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules, const struct xps_packet *packet,
-		 const struct xps_view *view);
+static inline int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules,
+			       const struct xps_packet *packet, const struct xps_view *view);
 
 /* Nothing is missing and nothing can come: the length was announced and every byte is there. */
 static inline bool xps_heap_complete(const struct xps_heap *heap)
@@ -57,3 +58,54 @@ static inline bool xps_heap_contiguous(const struct xps_heap *heap)
  * which may have had to move.
  */
 struct xps_heap *xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules);
+
+/* ---------------------------------------------------------------- adding */
+
+/* The same for any packet. */
+int xps_heap_add_any(struct xps_heap *heap, const struct xps_heap_rules *rules, const struct xps_packet *packet,
+		     const struct xps_view *view);
+/* Whether the packet, which has items, has none but what others have brought already, in the same order. */
+bool xps_heap_repeats_items(const struct xps_heap *heap, const struct xps_packet *packet);
+
+/*
+ * Whether the packet says what others have said, and goes on where all others end: then xps_heap_add_any() would find
+ * nothing to object to. That the length was let through, and that there is memory for it, was seen to when it was first
+ * heard of.
+ */
+static inline bool xps_heap_just_continues(const struct xps_heap *heap, const struct xps_heap_rules *rules,
+					   const struct xps_packet *packet)
+{
+	const uint64_t length = (uint64_t)packet->heap_length;
+
+	if ((packet->payload_offset ^ heap->received) | (length ^ (uint64_t)heap->length) | (length ^ heap->min_size) |
+	    (uint64_t)(packet->address_bits ^ heap->address_bits))
+		return false;
+	/* Out of order it also matters that what is there is one piece. */
+	if (unlikely(rules->allow_out_of_order) &&
+	    (heap->n_ranges != 1 || heap->ranges[0] != 0 || heap->ranges[1] != heap->received))
+		return false;
+	return likely(!packet->n_pointers) || xps_heap_repeats_items(heap, packet);
+}
+
+/* Add a packet of which that is true, and which is in one piece. */
+static inline void xps_heap_continue(struct xps_heap *heap, const struct xps_heap_rules *rules,
+				     const struct xps_packet *packet, const struct xps_view *view)
+{
+	const uint64_t start = heap->received;
+
+	heap->received += packet->payload_length;
+	if (unlikely(rules->allow_out_of_order))
+		heap->ranges[1] = heap->received;
+	if (likely(packet->payload_length))
+		xps_copy(heap->payload + start, view->data + packet->header_size, packet->payload_length,
+			 rules->memcpy);
+}
+
+static inline int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules,
+			       const struct xps_packet *packet, const struct xps_view *view)
+{
+	if (unlikely(view->n_more || !xps_heap_just_continues(heap, rules, packet)))
+		return xps_heap_add_any(heap, rules, packet, view);
+	xps_heap_continue(heap, rules, packet, view);
+	return 0;
+}

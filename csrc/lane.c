@@ -200,7 +200,18 @@ static void drop_outbox(struct xps_lane *lane)
 		xps_heap_free(window->out[--window->n_out]);
 }
 
-/* Move the outbox to the ring as far as there is room. Returns whether all fitted. */
+/* Wake the users, once for all heaps of a turn: waking is what costs. */
+static void announce(struct xps_lane *lane)
+{
+	if (lane->unannounced)
+		xps_ring_wake(&lane->shared->ring);
+	lane->unannounced = false;
+}
+
+/*
+ * Move the outbox to the ring as far as there is room. Returns whether all fitted. Users are told at the end of the turn,
+ * but before the ring is full: they may be able to take heaps while others are being made.
+ */
 static bool deliver(struct xps_lane *lane)
 {
 	struct xps_window *window = &lane->window;
@@ -214,18 +225,12 @@ static bool deliver(struct xps_lane *lane)
 	}
 	pushed = xps_ring_push(&lane->shared->ring, lane->index, window->out, window->n_out, &lane->credit);
 	lane->unannounced |= pushed > 0;
+	if (lane->credit < lane->shared->ring.capacity / 2)
+		announce(lane);
 	window->n_out -= pushed;
 	memmove(window->out, window->out + pushed, window->n_out * sizeof(*window->out));
 	lane->credit = (uint32_t)xps_min_u64(lane->credit, XPS_MAX_CREDIT);
 	return window->n_out == 0;
-}
-
-/* Wake the users, once for all heaps of a turn: waking is what costs. */
-static void announce(struct xps_lane *lane)
-{
-	if (lane->unannounced)
-		xps_ring_wake(&lane->shared->ring);
-	lane->unannounced = false;
 }
 
 static void mute(struct xps_lane *lane, struct xps_reader *reader)

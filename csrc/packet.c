@@ -32,7 +32,7 @@ static void read_pointers(struct xps_packet *packet, struct specials *specials, 
 	packet->n_pointers = (uint16_t)(n - first);
 }
 
-int xps_packet_decode(struct xps_packet *packet, const uint8_t *data, size_t length)
+int xps_packet_decode_any(struct xps_packet *packet, const uint8_t *data, size_t length)
 {
 	const unsigned int needed = SEEN(XPS_ID_HEAP_CNT) | SEEN(XPS_ID_PAYLOAD_OFFSET) | SEEN(XPS_ID_PAYLOAD_LENGTH);
 	struct specials specials;

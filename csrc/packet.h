@@ -42,7 +42,7 @@ struct xps_packet {
  * within heap_length; whether the payload is all there is for the caller to check, because only it knows where packets
  * end.
  */
-int xps_packet_decode(struct xps_packet *packet, const uint8_t *data, size_t length);
+static inline int xps_packet_decode(struct xps_packet *packet, const uint8_t *data, size_t length);
 
 /* Fields of an item pointer in host order. */
 static inline bool xps_pointer_immediate(uint64_t pointer)
@@ -66,4 +66,53 @@ static inline bool xps_pointer_special(uint64_t pointer, unsigned int address_bi
 static inline uint64_t xps_pointer_value(uint64_t pointer, unsigned int address_bits)
 {
 	return pointer & ((UINT64_C(1) << address_bits) - 1);
+}
+
+/* ---------------------------------------------------------------- decoding */
+
+/* The same for any packet: item by item. */
+int xps_packet_decode_any(struct xps_packet *packet, const uint8_t *data, size_t length);
+
+#define XPS_USUAL_BITS 48
+#define XPS_USUAL_HEAD (UINT64_C(0x53040206) << 32) /* magic, version, widths of SPEAD-64-48, reserved */
+#define XPS_USUAL_ITEM(id) ((UINT64_C(1) << 63) | (uint64_t)(id) << XPS_USUAL_BITS)
+
+/*
+ * The packet that senders make, with nothing asked twice: SPEAD-64-48, the four items about itself first, in the order of
+ * their ids, and none of them again. False, and nothing is known of the packet, if it is any other.
+ */
+static inline bool xps_packet_decode_usual(struct xps_packet *packet, const uint8_t *data, size_t length)
+{
+	uint64_t head, cnt, heap_length, offset, payload_length;
+	uint32_t n_items;
+
+	if (unlikely(length < 40))
+		return false;
+	head = xps_load_be64(data) ^ XPS_USUAL_HEAD;
+	cnt = xps_load_be64(data + 8) ^ XPS_USUAL_ITEM(XPS_ID_HEAP_CNT);
+	heap_length = xps_load_be64(data + 16) ^ XPS_USUAL_ITEM(XPS_ID_HEAP_LENGTH);
+	offset = xps_load_be64(data + 24) ^ XPS_USUAL_ITEM(XPS_ID_PAYLOAD_OFFSET);
+	payload_length = xps_load_be64(data + 32) ^ XPS_USUAL_ITEM(XPS_ID_PAYLOAD_LENGTH);
+	if (unlikely((cnt | heap_length | offset | payload_length) >> XPS_USUAL_BITS || head >> 16))
+		return false;
+	n_items = (uint32_t)head;
+	packet->header_size = 8 + 8 * n_items;
+	if (unlikely(n_items < 4 || length < packet->header_size || offset + payload_length > heap_length))
+		return false;
+	for (uint32_t i = 4; i < n_items; i++)
+		if (unlikely(xps_pointer_special(xps_load_be64(data + 8 + 8 * i), XPS_USUAL_BITS)))
+			return false;
+	packet->heap_cnt = cnt;
+	packet->heap_length = (int64_t)heap_length;
+	packet->payload_offset = offset;
+	packet->payload_length = payload_length;
+	packet->n_pointers = (uint16_t)(n_items - 4);
+	packet->address_bits = XPS_USUAL_BITS;
+	packet->pointers = data + 40;
+	return true;
+}
+
+static inline int xps_packet_decode(struct xps_packet *packet, const uint8_t *data, size_t length)
+{
+	return likely(xps_packet_decode_usual(packet, data, length)) ? 0 : xps_packet_decode_any(packet, data, length);
 }

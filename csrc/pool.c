@@ -2,7 +2,7 @@
 /*
  * How it works
  *
- * A loop's round: run the tasks that others posted, call the watches that asked to be called again, ask epoll. With
+ * A loop's round: run the tasks that others posted, call the watches that asked to be called again or by now, ask epoll. With
  * watches in the again-queue epoll is asked without waiting, so that nobody is starved by one busy watch.
  *
  * Tasks are the only way in from other threads. They are run even while the pool is being stopped; once the thread has
@@ -443,6 +443,7 @@ static void *loop_main(void *argument)
 
 	prctl(PR_SET_TIMERSLACK, 1000); /* the default of 50 us would be added to every short wait */
 	while (!run_tasks(loop)) {
+		queue_due(loop); /* here too: whoever slept until now is called before epoll is asked again */
 		run_again(loop);
 		poll_watches(loop);
 	}

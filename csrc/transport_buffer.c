@@ -10,8 +10,12 @@
 #include "transport.h"
 
 #define VIEWS_PER_PUSH 4
-/* Packets between two turns of the other readers on the loop. */
-#define VIEWS_PER_POLL 256
+/*
+ * Packets, and about how many bytes, between two turns of the other readers on the loop: 50 to 200 us. At the end of a
+ * turn the loop asks the kernel for news, and users are woken, which costs as much as hundreds of small packets.
+ */
+#define VIEWS_PER_POLL 2048
+#define BYTES_PER_POLL (UINT64_C(2) << 20)
 /* Bytes beyond the next packet that are fetched into the cache: small packets come faster than the hardware guesses. */
 #define PREFETCH 8
 
@@ -70,11 +74,13 @@ static enum xps_poll buffer_poll(struct xps_reader *reader)
 {
 	struct buffer_reader *buffer = XPS_CONTAINER_OF(reader, struct buffer_reader, base);
 
+	const uint8_t *enough = buffer->next + xps_min_u64(BYTES_PER_POLL, (uint64_t)(buffer->end - buffer->next));
+
 	if (!buffer->begun) {
 		buffer->begun = true;
 		xps_batch_begin(reader);
 	}
-	for (int i = 0; i < VIEWS_PER_POLL / VIEWS_PER_PUSH; i++) {
+	for (int i = 0; i < VIEWS_PER_POLL / VIEWS_PER_PUSH && (i == 0 || buffer->next < enough); i++) {
 		if (buffer->taken == buffer->n_views)
 			make_views(buffer);
 		if (buffer->n_views == 0)

@@ -123,33 +123,44 @@ static void add_pieces(struct xdp_reader *r, struct xps_view *view, const struct
 	}
 }
 
+/* Where the SPEAD packet begins in the frame, and how long it is. False: it is no whole UDP datagram. */
+static inline bool find_payload(const uint8_t *data, size_t length, size_t total, uint32_t *offset, uint32_t *size)
+{
+	struct xps_frame frame;
+
+	*offset = XPS_FRAME_USUAL_OFFSET;
+	if (likely(xps_frame_is_usual(data, length, total, size)))
+		return true;
+	if (xps_frame_parse(&frame, data, length, total) != XPS_FRAME_UDP)
+		return false;
+	*offset = frame.payload_offset;
+	*size = frame.payload_length;
+	return true;
+}
+
 /* One packet in `n` descriptors. */
-static void add_view(struct xdp_reader *r, struct xps_xdp_socket *s, const struct xdp_desc *descs, uint32_t n)
+static inline void add_view(struct xdp_reader *r, struct xps_xdp_socket *s, const struct xdp_desc *descs, uint32_t n)
 {
 	const uint8_t *data = bytes_of(s, &descs[0]);
-	struct xps_frame frame;
+	uint32_t offset, size, room;
 	struct xps_view *view;
-	size_t total = 0;
-	uint32_t room;
+	size_t total = descs[0].len;
 
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 1; i < n; i++)
 		total += descs[i].len;
-	if (unlikely(xps_frame_parse(&frame, data, descs[0].len, total) != XPS_FRAME_UDP)) {
+	if (unlikely(!find_payload(data, descs[0].len, total, &offset, &size))) {
 		count(&s->bad_frames, 1);
 		return;
 	}
-	if (unlikely(frame.payload_length > r->max_size)) {
+	if (unlikely(size > r->max_size)) {
 		xps_reader_count(&r->reader, XPS_STAT_TRUNCATED_DATAGRAM, 1);
 		return;
 	}
-	room = descs[0].len - frame.payload_offset;
+	room = descs[0].len - offset;
 	view = &r->views[r->n_views++];
-	*view = (struct xps_view){
-		.data = data + frame.payload_offset,
-		.length = frame.payload_length < room ? frame.payload_length : room,
-	};
-	if (unlikely(frame.payload_length > room))
-		add_pieces(r, view, s, descs + 1, n - 1, frame.payload_length - room);
+	*view = (struct xps_view){ .data = data + offset, .length = size < room ? size : room };
+	if (unlikely(size > room))
+		add_pieces(r, view, s, descs + 1, n - 1, size - room);
 }
 
 static void make_views(struct xdp_reader *r, struct xps_xdp_socket *s)
@@ -158,9 +169,9 @@ static void make_views(struct xdp_reader *r, struct xps_xdp_socket *s)
 
 	r->n_views = r->next_view = r->n_pieces = 0;
 	for (uint32_t i = 0; i < s->n_whole; i++) {
-		if (s->held[i].options & XDP_PKT_CONTD)
+		if (unlikely(s->in_pieces && s->held[i].options & XDP_PKT_CONTD))
 			continue;
-		add_view(r, s, s->held + first, i + 1 - first);
+		add_view(r, s, s->held + first, s->in_pieces ? i + 1 - first : 1);
 		first = i + 1;
 	}
 	if (unlikely(s->n_overlong))

@@ -231,6 +231,28 @@ static int check_packet(const struct xps_window *window, const struct xps_packet
 	return 0;
 }
 
+static void finish(struct xps_window *window, struct xps_heap *heap)
+{
+	take_out(window, heap);
+	complete(window, heap);
+}
+
+/* Almost every packet is the next piece of the heap that the last one belonged to. False: it is not, or not in one piece. */
+static inline bool process_next(struct xps_window *window, const struct xps_packet *packet, const struct xps_view *view)
+{
+	struct xps_heap *heap = window->last;
+
+	if (unlikely(!heap || heap->cnt != packet->heap_cnt || is_whole_heap(packet) || view->n_more ||
+		     !xps_heap_just_continues(heap, &window->config.rules, packet)))
+		return false;
+	window->stats[XPS_STAT_PACKETS]++;
+	window->stats[XPS_STAT_SEARCH_DIST]++;
+	xps_heap_continue(heap, &window->config.rules, packet, view);
+	if (unlikely(xps_heap_complete(heap)))
+		finish(window, heap);
+	return true;
+}
+
 static void process(struct xps_window *window, const struct xps_packet *packet, const struct xps_view *view)
 {
 	struct xps_heap *heap;
@@ -256,10 +278,8 @@ static void process(struct xps_window *window, const struct xps_packet *packet, 
 		return;
 	}
 	window->last = heap;
-	if (add(window, heap, packet, view) && xps_heap_complete(heap)) {
-		take_out(window, heap);
-		complete(window, heap);
-	}
+	if (add(window, heap, packet, view) && xps_heap_complete(heap))
+		finish(window, heap);
 }
 
 /* ---------------------------------------------------------------- views */
@@ -308,11 +328,11 @@ uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views
 			packet = &scratch;
 			stat = decode(&scratch, &views[i]);
 		}
-		if (likely(!stat)) {
-			process(window, packet, &views[i]);
-		} else {
+		if (unlikely(stat)) {
 			window->stats[stat]++;
 			window->news.bad_stat = stat;
+		} else if (unlikely(!process_next(window, packet, &views[i]))) {
+			process(window, packet, &views[i]);
 		}
 	}
 	return i;

@@ -80,8 +80,8 @@ static size_t frames_bytes(const struct xps_xdp_queue *queue)
 static void fill_all(struct xps_xdp_queue *queue)
 {
 	for (uint32_t i = 0; i < queue->n_frames; i++)
-		xps_xdp_fill_put(&queue->fill, (uint64_t)i * queue->frame_size);
-	xps_xdp_fill_submit(&queue->fill);
+		*xps_xdp_fill_entry(&queue->fill, i) = (uint64_t)i * queue->frame_size;
+	xps_xdp_fill_submit(&queue->fill, queue->n_frames);
 }
 
 /* ---------------------------------------------------------------- base socket */
@@ -333,8 +333,8 @@ void xps_xdp_queue_release(struct xps_xdp_queue *queue, const struct xdp_desc *d
 		return;
 	pthread_mutex_lock(&queue->lock);
 	for (uint32_t i = 0; i < n; i++)
-		xps_xdp_fill_put(&queue->fill, descs[i].addr & frame);
-	xps_xdp_fill_submit(&queue->fill);
+		*xps_xdp_fill_entry(&queue->fill, i) = descs[i].addr & frame;
+	xps_xdp_fill_submit(&queue->fill, n);
 	pthread_mutex_unlock(&queue->lock);
 }
 

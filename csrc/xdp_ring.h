@@ -46,14 +46,15 @@ static inline void xps_xdp_rx_consume(struct xps_xdp_ring *ring, uint32_t n)
 	__atomic_store_n(ring->consumer, ring->mine, __ATOMIC_RELEASE);
 }
 
-/* FILL: stage one frame. There is always room, because the ring is as large as the UMEM has frames. */
-static inline void xps_xdp_fill_put(struct xps_xdp_ring *ring, uint64_t address)
+/* FILL: the i-th entry that has not been submitted. There is always room, because the ring is as large as the UMEM has frames. */
+static inline uint64_t *xps_xdp_fill_entry(const struct xps_xdp_ring *ring, uint32_t i)
 {
-	((uint64_t *)ring->entries)[ring->mine++ & ring->mask] = address;
+	return (uint64_t *)ring->entries + ((ring->mine + i) & ring->mask);
 }
 
-static inline void xps_xdp_fill_submit(struct xps_xdp_ring *ring)
+static inline void xps_xdp_fill_submit(struct xps_xdp_ring *ring, uint32_t n)
 {
+	ring->mine += n;
 	/* release: the addresses, and our last reads of the frames, come before the kernel may take them */
 	__atomic_store_n(ring->producer, ring->mine, __ATOMIC_RELEASE);
 }

@@ -202,6 +202,13 @@ static void skip_packet(struct xps_xdp_socket *s)
 	s->skipping = true;
 }
 
+/* The packet's headers were written by another core. */
+static inline void prefetch_headers(const struct xps_xdp_socket *s, const struct xdp_desc *desc)
+{
+	__builtin_prefetch(s->queue->frames + desc->addr);
+	__builtin_prefetch(s->queue->frames + desc->addr + XPS_CACHE_LINE);
+}
+
 static void hold(struct xps_xdp_socket *s, const struct xdp_desc *desc)
 {
 	if (unlikely(s->skipping)) {
@@ -209,9 +216,8 @@ static void hold(struct xps_xdp_socket *s, const struct xdp_desc *desc)
 		s->skipping = continues(desc);
 		return;
 	}
-	/* The packet's first bytes were written by another core. */
-	__builtin_prefetch(s->queue->frames + desc->addr);
-	__builtin_prefetch(s->queue->frames + desc->addr + XPS_CACHE_LINE);
+	prefetch_headers(s, desc);
+	s->in_pieces |= continues(desc);
 	s->held[s->n_held++] = *desc;
 	if (likely(!continues(desc)))
 		s->n_whole = s->n_held;
@@ -225,6 +231,25 @@ static void take_backlog(struct xps_xdp_socket *s)
 		hold(s, backlog_at(s, s->backlog_out++));
 }
 
+/* The next `n`, if they are packets in one frame each, with nothing before them to be gone on with; almost always. */
+static bool take_simple(struct xps_xdp_socket *s, uint32_t n)
+{
+	uint32_t options = 0;
+
+	if (unlikely(s->n_held || s->in_packet || s->skipping))
+		return false;
+	for (uint32_t i = 0; i < n; i++) {
+		s->held[i] = *xps_xdp_rx_entry(&s->rx, i);
+		options |= s->held[i].options;
+	}
+	if (unlikely(options & XDP_PKT_CONTD))
+		return false;
+	for (uint32_t i = 0; i < n; i++)
+		prefetch_headers(s, &s->held[i]);
+	s->n_held = s->n_whole = n;
+	return true;
+}
+
 static void take_ring(struct xps_xdp_socket *s)
 {
 	uint32_t n = xps_xdp_rx_available(&s->rx, 1);
@@ -232,17 +257,20 @@ static void take_ring(struct xps_xdp_socket *s)
 	if (!n)
 		return;
 	n = n < XPS_XDP_BATCH ? n : XPS_XDP_BATCH;
-	for (uint32_t i = 0; i < n; i++) {
-		const struct xdp_desc *desc = xps_xdp_rx_entry(&s->rx, i);
+	if (unlikely(!take_simple(s, n))) {
+		for (uint32_t i = 0; i < n; i++) {
+			const struct xdp_desc *desc = xps_xdp_rx_entry(&s->rx, i);
 
-		if (keep(s, desc))
-			hold(s, desc);
+			if (keep(s, desc))
+				hold(s, desc);
+		}
 	}
 	xps_xdp_rx_consume(&s->rx, n);
 }
 
 uint32_t xps_xdp_socket_take(struct xps_xdp_socket *s)
 {
+	s->in_pieces = s->n_held;
 	if (unlikely(backlog_length(s)))
 		take_backlog(s);
 	else

@@ -44,6 +44,7 @@ struct xps_xdp_socket {
 
 	struct xdp_desc held[XPS_XDP_HELD];
 	uint32_t n_held, n_whole;
+	bool in_pieces;      /* some of the whole packets lie in several frames */
 	uint32_t n_overlong; /* packets in too many pieces, for the caller to count and clear */
 	bool skipping;       /* one of them, not at its end yet */
 

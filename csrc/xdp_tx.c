@@ -89,8 +89,8 @@ static int lend_frames(const struct xps_xdp_tx *tx, const struct xdp_ring_offset
 	if (err)
 		return err;
 	for (uint32_t i = 0; i < tx->n_lent; i++)
-		xps_xdp_fill_put(&fill, (uint64_t)(tx->n_frames + i) * tx->frame_size);
-	xps_xdp_fill_submit(&fill);
+		*xps_xdp_fill_entry(&fill, i) = (uint64_t)(tx->n_frames + i) * tx->frame_size;
+	xps_xdp_fill_submit(&fill, tx->n_lent);
 	xps_xdp_ring_unmap(&fill);
 	return 0;
 }

@@ -4,6 +4,20 @@
 #include "frame.h"
 #include "frames.h"
 
+/* The short way never says anything but what the walk says. */
+static void check_short_way(enum xps_frame_verdict verdict, const struct xps_frame *out, const uint8_t *frame,
+			    size_t length, size_t total)
+{
+	uint32_t payload_length;
+
+	if (!xps_frame_is_usual(frame, length, total, &payload_length))
+		return;
+	CHECK_EQ(verdict, XPS_FRAME_UDP);
+	CHECK_EQ(out->family, 4);
+	CHECK_EQ(out->payload_offset, XPS_FRAME_USUAL_OFFSET);
+	CHECK_EQ(out->payload_length, payload_length);
+}
+
 /* In memory of exactly the frame's size, so that a sanitizer sees a read beyond it. */
 static enum xps_frame_verdict parse_of(const struct frame *f, size_t length, size_t total, struct xps_frame *out)
 {
@@ -13,6 +27,7 @@ static enum xps_frame_verdict parse_of(const struct frame *f, size_t length, siz
 	memcpy(exact, f->bytes, length);
 	memset(out, 0xee, sizeof(*out));
 	verdict = xps_frame_parse(out, exact, length, total);
+	check_short_way(verdict, out, exact, length, total);
 	free(exact);
 	return verdict;
 }
@@ -521,6 +536,42 @@ static void test_ipv6_extension_header_must_fit_the_packet(void)
 	CHECK_EQ(parse(&f, &out), XPS_FRAME_BAD_LENGTH);
 }
 
+static void test_usual_frame_goes_the_short_way(void)
+{
+	uint32_t payload_length;
+	struct frame f;
+
+	make_ipv4(&f, 0, 0, 8888, 20);
+	CHECK(xps_frame_is_usual(f.bytes, f.length, f.length, &payload_length));
+	CHECK_EQ(payload_length, 20);
+	CHECK(xps_frame_is_usual(f.bytes, 42, f.length, &payload_length)); /* in pieces */
+	CHECK(!xps_frame_is_usual(f.bytes, 41, f.length, &payload_length));
+	put_zeros(&f, 18); /* padding */
+	CHECK(xps_frame_is_usual(f.bytes, f.length, f.length, &payload_length));
+	CHECK_EQ(payload_length, 20);
+	make_ipv4(&f, 1, 0, 8888, 20);
+	CHECK(!xps_frame_is_usual(f.bytes, f.length, f.length, &payload_length));
+	make_ipv4(&f, 0, 1, 8888, 20);
+	CHECK(!xps_frame_is_usual(f.bytes, f.length, f.length, &payload_length));
+}
+
+static void test_usual_frame_with_any_byte_changed_means_what_the_walk_says(void)
+{
+	struct xps_frame out;
+	struct frame f;
+
+	make_ipv4(&f, 0, 0, 8888, 20);
+	for (size_t at = 0; at < XPS_FRAME_USUAL_OFFSET; at++) {
+		const uint8_t was = f.bytes[at];
+
+		for (unsigned value = 0; value < 256; value++) {
+			f.bytes[at] = (uint8_t)value;
+			parse(&f, &out);
+		}
+		f.bytes[at] = was;
+	}
+}
+
 int main(void)
 {
 	test_ipv4_datagram_is_found();
@@ -552,5 +603,7 @@ int main(void)
 	test_other_protocols_are_told_apart();
 	test_ipv6_extension_headers_are_walked_over();
 	test_ipv6_extension_header_must_fit_the_packet();
+	test_usual_frame_goes_the_short_way();
+	test_usual_frame_with_any_byte_changed_means_what_the_walk_says();
 	return 0;
 }

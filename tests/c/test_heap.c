@@ -852,6 +852,107 @@ static void test_heap_of_many_items_is_not_read_in_one_call(void)
 	}
 }
 
+/* ---------------------------------------------------------------- the short way */
+
+/* A packet of a heap of 1,000 bytes, most often the next one, with items that most often were there before. */
+static struct spec random_spec(const struct xps_heap *heap, uint64_t *items)
+{
+	struct spec spec = { .cnt = 5, .heap_length = 1000, .offset = heap ? heap->received : 0, .items = items };
+
+	if (rand() % 8 == 0)
+		spec.heap_length = rand() % 2 ? -1 : 900 + rand() % 200;
+	if (rand() % 8 == 0)
+		spec.offset = (uint64_t)rand() % 990;
+	if (rand() % 16 == 0)
+		spec.address_bits = 40;
+	spec.length = (uint64_t)rand() % 60;
+	if (spec.offset + spec.length > 900)
+		spec.length = spec.offset < 900 ? 900 - spec.offset : 0;
+	for (spec.n_items = 0; spec.n_items < 3 && rand() % 2; spec.n_items++)
+		items[spec.n_items] = immediate(48, 0x1600 + spec.n_items + (unsigned)(rand() % 8 == 0), 9);
+	return spec;
+}
+
+static void check_alike(const struct xps_heap *a, const struct xps_heap *b)
+{
+	CHECK_EQ(a->length, b->length);
+	CHECK_EQ(a->received, b->received);
+	CHECK_EQ(a->min_size, b->min_size);
+	CHECK_EQ(a->flags, b->flags);
+	CHECK_EQ(a->n_pointers, b->n_pointers);
+	CHECK(!memcmp(a->pointers, b->pointers, a->n_pointers * sizeof(*a->pointers)));
+	CHECK_EQ(a->n_ranges, b->n_ranges);
+	CHECK(!a->n_ranges || !memcmp(a->ranges, b->ranges, 2 * a->n_ranges * sizeof(*a->ranges)));
+	for (uint32_t i = 0; i < a->n_ranges; i++)
+		CHECK(!memcmp(a->payload + a->ranges[2 * i], b->payload + b->ranges[2 * i],
+			      a->ranges[2 * i + 1] - a->ranges[2 * i]));
+	CHECK(a->n_ranges || !a->received || !memcmp(a->payload, b->payload, a->received));
+}
+
+/* Give the same packets to two heaps, to one of them only by the long way. Returns how many could go the short way. */
+static int compare_ways(bool out_of_order)
+{
+	const struct xps_heap_rules rules = rules_of(out_of_order);
+	struct xps_heap *either = NULL, *longer = NULL;
+	uint64_t items[3];
+	int n = 0;
+
+	for (int i = 0; i < 40; i++) {
+		const struct spec spec = random_spec(either, items);
+		uint8_t *data = new_packet(&spec);
+		const struct xps_view view = { .data = data, .length = (uint32_t)spec_size(&spec) };
+		struct xps_packet packet;
+
+		if (!xps_packet_decode(&packet, data, view.length)) {
+			either = either ? either : xps_heap_new(&packet);
+			longer = longer ? longer : xps_heap_new(&packet);
+			n += xps_heap_just_continues(either, &rules, &packet);
+			CHECK_EQ(xps_heap_add(either, &rules, &packet, &view),
+				 xps_heap_add_any(longer, &rules, &packet, &view));
+			check_alike(either, longer);
+		}
+		free(data);
+	}
+	xps_heap_free(either);
+	xps_heap_free(longer);
+	return n;
+}
+
+static void test_the_short_way_leads_where_the_long_one_does(void)
+{
+	for (int out_of_order = 0; out_of_order < 2; out_of_order++) {
+		int n = 0;
+
+		for (int i = 0; i < 500; i++)
+			n += compare_ways(out_of_order);
+		CHECK(n > 1000); /* or nothing has been compared */
+	}
+}
+
+static void test_packet_that_repeats_items_goes_the_short_way(void)
+{
+	const struct xps_heap_rules rules = rules_of(false);
+	const uint64_t items[] = { addressed(48, 0x1000, 0), immediate(48, 0x1600, 1), immediate(48, 0x1601, 2) };
+	struct spec spec = { .heap_length = 30, .length = 10, .items = items, .n_items = 3 };
+	struct xps_heap *heap = NULL;
+	struct xps_packet packet;
+	uint8_t data[256];
+
+	CHECK_EQ(add(&heap, &rules, &spec), 0);
+	spec.offset = 10;
+	for (unsigned first = 0; first < 3; first++) {
+		spec.items = items + first;
+		spec.n_items = 3 - first;
+		CHECK_EQ(xps_packet_decode(&packet, data, (size_t)(put_packet(data, &spec) - data)), 0);
+		CHECK(xps_heap_just_continues(heap, &rules, &packet));
+	}
+	spec.items = (const uint64_t[]){ items[1], items[2], items[0] };
+	spec.n_items = 3;
+	CHECK_EQ(xps_packet_decode(&packet, data, (size_t)(put_packet(data, &spec) - data)), 0);
+	CHECK(!xps_heap_just_continues(heap, &rules, &packet));
+	xps_heap_free(heap);
+}
+
 int main(void)
 {
 	allocator = xps_allocator_new();
@@ -899,6 +1000,8 @@ int main(void)
 	test_heap_that_outgrows_its_payload_keeps_every_byte();
 	test_heap_is_read_in_one_call();
 	test_heap_of_many_items_is_not_read_in_one_call();
+	test_the_short_way_leads_where_the_long_one_does();
+	test_packet_that_repeats_items_goes_the_short_way();
 
 	xps_allocator_free(allocator);
 	return 0;

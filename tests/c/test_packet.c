@@ -4,12 +4,31 @@
 #include "packet.h"
 #include "packets.h"
 
+/* There are two ways through the decoder: the one that the packet took must say what the long one says. */
+static void check_both_ways_agree(int stat, const struct xps_packet *packet, const uint8_t *data, size_t length)
+{
+	struct xps_packet other;
+
+	CHECK_EQ(xps_packet_decode_any(&other, data, length), stat);
+	if (stat)
+		return;
+	CHECK_EQ(packet->heap_cnt, other.heap_cnt);
+	CHECK_EQ(packet->heap_length, other.heap_length);
+	CHECK_EQ(packet->payload_offset, other.payload_offset);
+	CHECK_EQ(packet->payload_length, other.payload_length);
+	CHECK_EQ(packet->header_size, other.header_size);
+	CHECK_EQ(packet->n_pointers, other.n_pointers);
+	CHECK_EQ(packet->address_bits, other.address_bits);
+	CHECK(packet->pointers == other.pointers);
+}
+
 /* From memory that ends at a page nobody may touch. The pointers are checked before it goes. */
 static int decode(struct xps_packet *packet, const uint8_t *data, size_t length)
 {
 	struct guarded guarded = guarded_copy(data, length);
 	int stat = xps_packet_decode(packet, guarded.data, length);
 
+	check_both_ways_agree(stat, packet, guarded.data, length);
 	if (!stat) {
 		CHECK(packet->header_size <= length);
 		CHECK(packet->pointers >= guarded.data + 8);
@@ -230,9 +249,9 @@ static void test_widths_that_do_not_make_64_bits_are_refused(void)
 			data[2] = (uint8_t)id;
 			data[3] = (uint8_t)address;
 			if (id == 0 || address == 0 || id + address != 8)
-				CHECK_EQ(xps_packet_decode(&packet, data, sizeof(data)), XPS_STAT_BAD_FLAVOUR);
+				CHECK_EQ(decode(&packet, data, sizeof(data)), XPS_STAT_BAD_FLAVOUR);
 			else
-				CHECK(xps_packet_decode(&packet, data, sizeof(data)) != XPS_STAT_BAD_FLAVOUR);
+				CHECK(decode(&packet, data, sizeof(data)) != XPS_STAT_BAD_FLAVOUR);
 		}
 	}
 }
@@ -276,6 +295,54 @@ static void test_reserved_bytes_are_not_looked_at(void)
 	CHECK_EQ(decode(&packet, data, sizeof(data)), 0);
 }
 
+/* The header that senders write, with `n_items` more items of the heap. */
+static size_t put_usual(uint8_t *data, unsigned n_items)
+{
+	const uint64_t items[] = { immediate(48, 0x1600, 7), addressed(48, 0x1601, 0), immediate(48, 6, 0) };
+	const struct spec spec = { .cnt = 0x123456789abc,
+				   .heap_length = 5000,
+				   .offset = 1000,
+				   .length = 0,
+				   .items = items,
+				   .n_items = n_items };
+
+	return (size_t)(put_packet(data, &spec) - data);
+}
+
+static void test_usual_header_goes_the_short_way(void)
+{
+	for (unsigned n_items = 0; n_items <= 3; n_items++) {
+		struct xps_packet packet;
+		uint8_t data[128];
+		const size_t size = put_usual(data, n_items);
+
+		CHECK(xps_packet_decode_usual(&packet, data, size));
+		CHECK_EQ(packet.heap_cnt, 0x123456789abc);
+		CHECK_EQ(packet.n_pointers, n_items);
+		/* More bytes than the header are none of its business, fewer are. */
+		CHECK(xps_packet_decode_usual(&packet, data, size + 1));
+		CHECK(!xps_packet_decode_usual(&packet, data, size - 1));
+	}
+}
+
+static void test_usual_header_with_any_byte_changed_means_what_the_long_way_says(void)
+{
+	uint8_t data[128];
+	const size_t size = put_usual(data, 3);
+
+	for (size_t at = 0; at < size; at++) {
+		const uint8_t was = data[at];
+
+		for (unsigned value = 0; value < 256; value++) {
+			struct xps_packet packet;
+
+			data[at] = (uint8_t)value;
+			decode(&packet, data, size);
+		}
+		data[at] = was;
+	}
+}
+
 int main(void)
 {
 	test_every_flavour_is_decoded();
@@ -294,5 +361,7 @@ int main(void)
 	test_payload_may_reach_the_end_of_the_heap_but_not_beyond();
 	test_largest_offset_and_length_do_not_overflow();
 	test_reserved_bytes_are_not_looked_at();
+	test_usual_header_goes_the_short_way();
+	test_usual_header_with_any_byte_changed_means_what_the_long_way_says();
 	return 0;
 }

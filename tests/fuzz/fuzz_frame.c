@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Proves that no frame makes the Ethernet/IP/UDP walk read a byte beyond it, or report a payload that is not inside. */
+/*
+ * Proves that no frame makes the Ethernet/IP/UDP walk read a byte beyond it, or report a payload that is not inside, and
+ * that the short way for usual frames finds what the walk finds.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,13 +15,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct xps_frame out;
 	size_t length, total;
+	uint32_t usual_length;
+	bool usual;
 
 	if (size < 2)
 		return 0;
 	length = size - 2;
 	total = length + ((size_t)data[0] << 8 | data[1]);
-	if (xps_frame_parse(&out, data + 2, length, total) != XPS_FRAME_UDP)
+	usual = xps_frame_is_usual(data + 2, length, total, &usual_length);
+	if (xps_frame_parse(&out, data + 2, length, total) != XPS_FRAME_UDP) {
+		if (usual)
+			abort();
 		return 0;
+	}
+	if (usual &&
+	    (out.payload_offset != XPS_FRAME_USUAL_OFFSET || out.payload_length != usual_length || out.family != 4))
+		abort();
 	if (out.payload_offset > length || out.payload_length > total - out.payload_offset)
 		abort();
 	if ((out.family != 4 && out.family != 6) || out.n_vlans > 2)

@@ -30,12 +30,18 @@ static void check_pointers(const struct xps_packet *packet, const struct slow_pa
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct slow_packet slow;
-	struct xps_packet packet;
+	struct xps_packet packet, other;
 	int stat = xps_packet_decode(&packet, data, size);
 
 	EXPECT(stat == slow_decode(&slow, data, size));
+	EXPECT(stat == xps_packet_decode_any(&other, data, size));
 	if (stat)
 		return 0;
+	/* The usual packet goes a shorter way, to the same place. */
+	EXPECT(packet.heap_cnt == other.heap_cnt && packet.heap_length == other.heap_length);
+	EXPECT(packet.payload_offset == other.payload_offset && packet.payload_length == other.payload_length);
+	EXPECT(packet.header_size == other.header_size && packet.address_bits == other.address_bits);
+	EXPECT(packet.pointers == other.pointers && packet.n_pointers == other.n_pointers);
 	EXPECT(packet.header_size == slow.header && packet.header_size <= size);
 	EXPECT(packet.address_bits == slow.bits);
 	EXPECT(packet.heap_cnt == slow.cnt);
