@@ -115,6 +115,12 @@ void xps_reader_warn(struct xps_reader *reader, const char *text)
 	xps_log_text(reader->lane->shared->log, XPS_LOG_WARNING, text);
 }
 
+void xps_reader_fail(struct xps_reader *reader, int err, const char *text)
+{
+	(void)err;
+	xps_log_text(reader->lane->shared->log, XPS_LOG_ERROR, text);
+}
+
 /* Any thread. The lock is held. */
 static void add_reader_stats(const struct xps_lane *lane, uint64_t *stats)
 {

@@ -18,6 +18,8 @@
  * last one gives the slot back.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +60,8 @@ struct xdp_reader {
 
 	int kick_fd; /* readable: a reader has joined one of our queues */
 	atomic_bool kicked;
+	int lifeline_fd; /* see xdp_port.h */
+	bool abandoned;  /* it has hung up, while the stream was blocked */
 
 	bool attached;
 };
@@ -67,10 +71,12 @@ struct xdp_source {
 	struct xps_xdp_port *port;
 	int slot;
 	uint32_t *owners; /* of each queue of the interface: the reader that counts for it, the first one if none reads it */
+	struct xps_steer_counters *counters; /* one for each queue of the interface, used under the stream's lock */
 	atomic_uint refs;
 
 	pthread_mutex_t lock;
-	bool cleared; /* guarded by the lock: the slot is in no map any more, and no packet is on its way from there */
+	/* Set under the lock: the slot is in no map any more, and no packet is on its way from there. */
+	atomic_bool cleared;
 
 	uint32_t n_readers;
 	struct xdp_reader readers[];
@@ -267,6 +273,32 @@ static void clear_errors(struct xdp_reader *r)
 	}
 }
 
+/* ---------------------------------------------------------------- whoever has the program has gone */
+
+static bool is_abandoned(struct xdp_reader *r)
+{
+	struct pollfd lifeline = { .fd = r->lifeline_fd };
+
+	if (!r->abandoned && r->lifeline_fd >= 0)
+		r->abandoned = poll(&lifeline, 1, 0) > 0;
+	return r->abandoned;
+}
+
+/* No packet will come any more. */
+static enum xps_poll end_abandoned(struct xdp_reader *r)
+{
+	char text[200];
+
+	snprintf(
+		text, sizeof(text),
+		"%s: xdpspead-helper has ended or has taken back what it gave; no packet comes any more, and the stream ends",
+		r->source->port->name);
+	xps_reader_fail(&r->reader, EPIPE, text);
+	return XPS_POLL_END;
+}
+
+/* ---------------------------------------------------------------- polling, one turn */
+
 static void clear_kick(struct xdp_reader *r)
 {
 	uint64_t n;
@@ -302,6 +334,8 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 	for (int i = 0; i < ROUNDS && !xps_reader_ended(reader); i++) {
 		switch (poll_round(r)) {
 		case EMPTY:
+			if (unlikely(r->slept || r->abandoned) && is_abandoned(r))
+				return end_abandoned(r);
 			if (r->slept)
 				clear_errors(r);
 			r->slept = false;
@@ -324,6 +358,9 @@ static void reader_poll_blocked(struct xps_reader *reader)
 	struct xdp_reader *r = reader_of(reader);
 
 	clear_kick(r);
+	/* It would be ready all the time, until somebody makes room and poll() can end the stream. */
+	if (unlikely(r->lifeline_fd >= 0) && !r->abandoned && is_abandoned(r))
+		xps_reader_watch_instead(&reader->watches[0], -1);
 	for (uint32_t i = 0; i < r->n_sockets; i++)
 		absorb(&r->sockets[i]);
 }
@@ -333,7 +370,7 @@ static void reader_poll_blocked(struct xps_reader *reader)
 /* Each counter is one line here, one in enum xps_stat with its name, and one in QueueStats in recv/_stats.py. */
 static void read_program(const struct xdp_reader *r, struct xps_queue_stats *row)
 {
-	const struct xps_steer_counters c = xps_xdp_port_queue_counters(r->source->port, r->source->slot, row->queue);
+	const struct xps_steer_counters c = r->source->counters[row->queue];
 
 	*xps_queue_stat(row, XPS_STAT_XDP_MATCHED) = c.matched;
 	*xps_queue_stat(row, XPS_STAT_XDP_REDIRECTED) = c.redirected;
@@ -364,6 +401,7 @@ static void reader_add_stats(struct xps_reader *reader, uint64_t *stats)
 	struct xdp_reader *r = reader_of(reader);
 
 	(void)stats; /* the stream adds up what is in the table */
+	xps_xdp_port_counters(r->source->port, r->source->slot, r->source->cleared, r->source->counters);
 	for (uint32_t i = 0; i < reader->queues->n; i++)
 		if (r->source->owners[i] == r->index)
 			read_program(r, &reader->queues->rows[i]);
@@ -386,6 +424,7 @@ static void settle(struct xdp_reader *r)
 
 void xps_xdp_port_forget(struct xps_xdp_port *port)
 {
+	port->ops->forget(port);
 	xps_xdp_port_forget_joined(port);
 	for (int i = 0; i < port->config.n_queues; i++) {
 		const struct xps_xdp_queue *queue = port->queues[i];
@@ -423,6 +462,7 @@ static void source_free(struct xdp_source *source)
 	xps_xdp_port_free(source->port);
 	pthread_mutex_destroy(&source->lock);
 	free(source->owners);
+	free(source->counters);
 	free(source);
 }
 
@@ -439,6 +479,8 @@ static void reader_close(struct xps_reader *reader)
 		xps_xdp_socket_close(&r->sockets[i]);
 	if (r->kick_fd >= 0)
 		close(r->kick_fd);
+	if (r->lifeline_fd >= 0)
+		close(r->lifeline_fd);
 	if (!r->attached)
 		free(r->reader.queues);
 	free(r->reader.watches);
@@ -494,10 +536,10 @@ static int reader_init(struct xdp_reader *r, struct xdp_source *source, const st
 	r->source = source;
 	r->max_size = config->max_size;
 	r->max_poll = config->max_poll > 0 ? (uint32_t)config->max_poll : 0;
-	r->kick_fd = -1;
+	r->kick_fd = r->lifeline_fd = -1;
 	atomic_init(&r->kicked, false);
 	r->sockets = calloc(n_sockets, sizeof(r->sockets[0]));
-	r->reader.watches = calloc((size_t)n_sockets + 1, sizeof(r->reader.watches[0]));
+	r->reader.watches = calloc((size_t)n_sockets + 2, sizeof(r->reader.watches[0]));
 	r->reader.queues = xps_queue_table_new(source->port->name, (uint32_t)source->port->config.n_queues);
 	return r->sockets && r->reader.watches && r->reader.queues ? 0 : -ENOMEM;
 }
@@ -526,11 +568,12 @@ static struct xdp_source *source_new(struct xps_xdp_port *port, const struct xps
 	source->n_readers = config->n_workers;
 	atomic_init(&source->refs, 1 + source->n_readers);
 	source->owners = calloc((size_t)port->config.n_queues, sizeof(source->owners[0]));
+	source->counters = calloc((size_t)port->config.n_queues, sizeof(source->counters[0]));
 	for (uint32_t i = 0; i < source->n_readers; i++) {
 		source->readers[i].index = i;
 		err |= reader_init(&source->readers[i], source, config);
 	}
-	if (source->owners && !err)
+	if (source->owners && source->counters && !err)
 		return source;
 	close_readers(source, 0);
 	source_free(source);
@@ -558,7 +601,8 @@ static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xd
 		       struct xps_fail *fail)
 {
 	const struct xps_xdp_queue_config queue_config = { .buffer_size = config->buffer_size,
-							   .zero_copy = config->zero_copy };
+							   .zero_copy = config->zero_copy,
+							   .slot = r->source->slot };
 	struct xps_xdp_socket *s = &r->sockets[r->n_sockets];
 	struct xdp_source *source = r->source;
 	int err;
@@ -575,9 +619,27 @@ static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xd
 	return err ? err : xps_xdp_port_set_socket(source->port, source->slot, queue, s->fd, fail);
 }
 
+/* A descriptor of its own, because an event loop takes each but once. */
+static int watch_lifeline(struct xdp_reader *r, struct xps_fail *fail)
+{
+	const int fd = xps_xdp_port_lifeline(r->source->port);
+
+	if (fd < 0)
+		return 0;
+	r->lifeline_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (r->lifeline_fd < 0)
+		return xps_fail_set(fail, errno, "watch the helper", "Cannot duplicate a descriptor: %s.",
+				    strerror(errno));
+	r->reader.watches[r->reader.n_watches++].watch.fd = r->lifeline_fd;
+	return 0;
+}
+
 static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
 {
-	int err = 0;
+	int err = watch_lifeline(r, fail);
+
+	if (err)
+		return err;
 
 	r->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (r->kick_fd < 0)
@@ -592,10 +654,9 @@ static int source_open(struct xdp_source *source, const struct xps_xdp_reader_co
 {
 	int err;
 
-	source->slot = xps_xdp_port_take_slot(source->port, fail);
+	source->slot = xps_xdp_port_take_slot(source->port, config->owner, fail);
 	if (source->slot < 0)
 		return source->slot;
-	xps_xdp_port_set_owner(source->port, source->slot, config->owner);
 	err = xps_xdp_port_keep_joined(source->port, source->slot, config->joined, config->n_joined, fail);
 	for (uint32_t i = 0; i < source->n_readers && !err; i++)
 		err = reader_open(&source->readers[i], config, fail);

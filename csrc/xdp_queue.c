@@ -63,6 +63,7 @@ static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
 		.ifindex = queue->port->config.ifindex,
 		.name = queue->port->name,
 		.queue = queue->index,
+		.once = queue->port->config.for_others,
 	};
 }
 
@@ -153,22 +154,33 @@ static int bind_queue(struct xps_xdp_queue *queue, struct xps_fail *fail)
 /* The order matters: a mapped ring keeps a closed socket alive, and the kernel writes to frames until that is gone. */
 static void close_queue(struct xps_xdp_queue *queue)
 {
+	if (queue->frames_fd >= 0)
+		close(queue->frames_fd);
 	xps_xdp_ring_unmap(&queue->fill);
 	if (queue->fd >= 0)
 		close(queue->fd);
 	xps_xdp_frames_unmap(queue->frames, frames_bytes(queue));
+	/* Whoever made it for us lets go of it after us. */
+	if (queue->port->ops->close_queue)
+		queue->port->ops->close_queue(queue);
 	pthread_mutex_destroy(&queue->lock);
 	free(queue);
 }
 
-static int setup_queue(struct xps_xdp_queue *queue, uint64_t buffer_size, struct xps_fail *fail)
+static int setup_queue(struct xps_xdp_queue *queue, const struct xps_xdp_queue_config *config, bool zero_copy,
+		       struct xps_fail *fail)
 {
 	const struct xps_xdp_place place = place_of(queue);
-	int err = choose_frames(queue, buffer_size, fail);
+	int err;
+
+	queue->zero_copy = zero_copy;
+	err = choose_frames(queue, config->buffer_size, fail);
 
 	if (err)
 		return err;
-	queue->frames = xps_xdp_frames_map(frames_bytes(queue), &place, fail);
+	queue->frames = queue->port->config.for_others
+				? xps_xdp_frames_map_shared(frames_bytes(queue), &place, &queue->frames_fd, fail)
+				: xps_xdp_frames_map(frames_bytes(queue), &place, fail);
 	if (!queue->frames)
 		return -fail->err;
 	err = make_socket(queue, fail);
@@ -177,8 +189,8 @@ static int setup_queue(struct xps_xdp_queue *queue, uint64_t buffer_size, struct
 	return err;
 }
 
-static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer_size, bool zero_copy,
-		      struct xps_fail *fail)
+static int open_queue(struct xps_xdp_port *port, uint32_t index, const struct xps_xdp_queue_config *config,
+		      bool zero_copy, struct xps_fail *fail)
 {
 	struct xps_xdp_queue *queue = calloc(1, sizeof(*queue));
 	int err;
@@ -187,10 +199,10 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, uint64_t buffer
 		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a queue.");
 	queue->port = port;
 	queue->index = index;
-	queue->zero_copy = zero_copy;
-	queue->fd = -1;
+	queue->fd = queue->frames_fd = -1;
 	pthread_mutex_init(&queue->lock, NULL);
-	err = setup_queue(queue, buffer_size, fail);
+	err = port->ops->open_queue ? port->ops->open_queue(queue, config, fail)
+				    : setup_queue(queue, config, zero_copy, fail);
 	if (err) {
 		close_queue(queue);
 		return err;
@@ -207,11 +219,14 @@ static int open_best_queue(struct xps_xdp_port *port, uint32_t index, const stru
 	const bool may = port->program.mode == XPS_XDP_NATIVE && packet_room(port) <= XPS_XDP_LARGE_FRAME;
 	int err = -EOPNOTSUPP;
 
+	/* Whoever has the program decides. */
+	if (port->ops->open_queue)
+		return open_queue(port, index, config, false, fail);
 	if (config->zero_copy > 0)
-		return open_queue(port, index, config->buffer_size, true, fail);
+		return open_queue(port, index, config, true, fail);
 	if (config->zero_copy == -1 && may)
-		err = open_queue(port, index, config->buffer_size, true, fail);
-	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config->buffer_size, false, fail) : err;
+		err = open_queue(port, index, config, true, fail);
+	return xps_xdp_zero_copy_refused(err) ? open_queue(port, index, config, false, fail) : err;
 }
 
 /* Whether another reader can join what the first one opened. */

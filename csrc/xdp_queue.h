@@ -36,6 +36,7 @@ struct xps_xdp_member {
 struct xps_xdp_queue_config {
 	uint64_t buffer_size;
 	int zero_copy; /* as in struct xps_xdp_reader_config */
+	int slot;      /* of the reader */
 };
 
 struct xps_xdp_queue {
@@ -48,7 +49,8 @@ struct xps_xdp_queue {
 	uint32_t ring_size; /* n_frames rounded up to a power of two: for FILL and every RX ring */
 	size_t memory;      /* bytes, FILL ring included */
 	bool zero_copy, multi_buffer;
-	int fd; /* the base socket */
+	int fd;        /* the base socket */
+	int frames_fd; /* what `frames` can be passed on by, or -1 */
 
 	atomic_uint n_members;
 	pthread_mutex_t lock; /* for everything below */

@@ -2,6 +2,7 @@
 #include "xdp_umem.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,6 +15,11 @@ enum {
 	BIND_TRIES = 25,
 	BIND_PAUSE_NS = 20 * 1000 * 1000,
 };
+
+/* Linux 5.1 */
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 
 bool xps_kernel_at_least(unsigned major, unsigned minor)
 {
@@ -57,18 +63,55 @@ void xps_xdp_fd_forget(int fd)
 
 /* ---------------------------------------------------------------- memory */
 
+static uint8_t *map_fail(size_t size, const struct xps_xdp_place *place, struct xps_fail *fail)
+{
+	xps_fail_set(fail, ENOMEM, "allocate frames",
+		     "Cannot allocate %zu bytes for queue %u of %s. Use a smaller buffer_size.", size, place->queue,
+		     place->name);
+	return NULL;
+}
+
 uint8_t *xps_xdp_frames_map(size_t size, const struct xps_xdp_place *place, struct xps_fail *fail)
 {
 	void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	if (map == MAP_FAILED) {
-		xps_fail_set(fail, ENOMEM, "allocate frames",
-			     "Cannot allocate %zu bytes for queue %u of %s. Use a smaller buffer_size.", size,
-			     place->queue, place->name);
-		return NULL;
-	}
+	if (map == MAP_FAILED)
+		return map_fail(size, place, fail);
 	/* Fewer TLB misses; and a forked child must not share pages that the kernel uses. */
 	madvise(map, size, MADV_HUGEPAGE);
+	madvise(map, size, MADV_DONTFORK);
+	return map;
+}
+
+uint8_t *xps_xdp_frames_map_shared(size_t size, const struct xps_xdp_place *place, int *fd, struct xps_fail *fail)
+{
+	void *map = MAP_FAILED;
+
+	*fd = memfd_create("xdpspead-frames", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (*fd >= 0 && !ftruncate(*fd, (off_t)size))
+		map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+	/* After that mapping, which the seal leaves alone. */
+	if (map != MAP_FAILED &&
+	    fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)) {
+		munmap(map, size);
+		map = MAP_FAILED;
+	}
+	if (map != MAP_FAILED) {
+		madvise(map, size, MADV_HUGEPAGE);
+		return map;
+	}
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+	return map_fail(size, place, fail);
+}
+
+uint8_t *xps_xdp_frames_map_given(size_t size, int fd, const struct xps_xdp_place *place, struct xps_fail *fail)
+{
+	void *map = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+
+	if (map == MAP_FAILED)
+		return map_fail(size, place, fail);
 	madvise(map, size, MADV_DONTFORK);
 	return map;
 }
@@ -162,7 +205,7 @@ int xps_xdp_bind(int fd, const struct xps_xdp_place *place, int flags)
 	const struct timespec pause = { .tv_nsec = BIND_PAUSE_NS };
 	int err = bind_once(fd, place, flags);
 
-	for (int i = 1; i < BIND_TRIES && err == -EBUSY; i++) {
+	for (int i = 1; i < BIND_TRIES && !place->once && err == -EBUSY; i++) {
 		nanosleep(&pause, NULL);
 		err = bind_once(fd, place, flags);
 	}

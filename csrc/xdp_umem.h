@@ -22,6 +22,7 @@ struct xps_xdp_place {
 	int ifindex;
 	const char *name; /* of the interface */
 	uint32_t queue;
+	bool once; /* do not wait until somebody else has let go of it */
 };
 
 bool xps_kernel_at_least(unsigned major, unsigned minor);
@@ -32,6 +33,13 @@ void xps_xdp_fd_forget(int fd);
 
 /* Map `size` bytes for frames. NULL if that fails. */
 uint8_t *xps_xdp_frames_map(size_t size, const struct xps_xdp_place *place, struct xps_fail *fail);
+/*
+ * The same, in memory that `fd` stands for, and that whoever is given it can map too, for reading only. Its size cannot be
+ * changed, and nothing be taken out of it.
+ */
+uint8_t *xps_xdp_frames_map_shared(size_t size, const struct xps_xdp_place *place, int *fd, struct xps_fail *fail);
+/* What somebody else has made so. */
+uint8_t *xps_xdp_frames_map_given(size_t size, int fd, const struct xps_xdp_place *place, struct xps_fail *fail);
 void xps_xdp_frames_unmap(uint8_t *frames, size_t size);
 /* Lock them in memory and hand them to the kernel as the socket's UMEM. */
 int xps_xdp_frames_register(int fd, const uint8_t *frames, size_t size, uint32_t frame_size,
@@ -44,7 +52,7 @@ int xps_xdp_ring_map(struct xps_xdp_ring *ring, int fd, const struct xdp_ring_of
 		     size_t entry_size, uint64_t page_offset);
 void xps_xdp_ring_unmap(struct xps_xdp_ring *ring);
 
-/* Bind, and wait a while for a queue that has just been given up: the kernel lets go of it later. Returns -errno. */
+/* Bind, and unless place->once wait a while for a queue that has just been given up: the kernel lets go of it later. Returns -errno. */
 int xps_xdp_bind(int fd, const struct xps_xdp_place *place, int flags);
 /* Say why that failed. Who calls it knows what EBUSY, EINVAL and EOPNOTSUPP mean in particular. */
 int xps_xdp_bind_fail(int err, const struct xps_xdp_place *place, struct xps_fail *fail);
