@@ -30,6 +30,7 @@ enum {
 	MAX_CONFIG = 256 * 1024,
 	LOG_PER_SECOND = 20,
 	BACKLOG = 64,
+	ACCEPTED_AT_A_TIME = 16,
 	ACCEPT_PAUSE_MS = 200,
 	SYSTEMD_FD = 3, /* the first that it passes on */
 };
@@ -251,13 +252,15 @@ static int listen_at(const char *path, struct xps_fail *fail)
 /* ---------------------------------------------------------------- the loop */
 
 /* False if there are no descriptors left, so that asking again at once would be in vain. */
-static bool accept_one(struct xps_helper_server *server, int listener)
+static bool accept_some(struct xps_helper_server *server, int listener)
 {
-	const int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	for (int i = 0; i < ACCEPTED_AT_A_TIME; i++) {
+		const int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
-	if (fd < 0)
-		return errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS;
-	xps_helper_server_accept(server, fd);
+		if (fd < 0)
+			return errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS;
+		xps_helper_server_accept(server, fd);
+	}
 	return true;
 }
 
@@ -295,7 +298,7 @@ static void run(struct xps_helper_server *server, int listener, int signals, con
 		for (uint32_t i = 0; i < n; i++)
 			if (polled[2 + i].revents)
 				xps_helper_server_serve(server, fds[i]);
-		accepting = !polled[1].revents || accept_one(server, listener);
+		accepting = !polled[1].revents || accept_some(server, listener);
 	}
 }
 

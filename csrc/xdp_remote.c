@@ -485,6 +485,19 @@ static int connect_fail(int err, const char *path, struct xps_fail *fail)
 			    path, strerror(err), help);
 }
 
+/* Others may be connecting in great numbers. */
+static int connect_patiently(int fd, const struct sockaddr_un *address)
+{
+	const struct timespec pause = { .tv_nsec = BUSY_PAUSE_NS };
+	int err = connect(fd, (const struct sockaddr *)address, sizeof(*address)) ? errno : 0;
+
+	for (int i = 1; i < BUSY_TRIES && err == EAGAIN; i++) {
+		nanosleep(&pause, NULL);
+		err = connect(fd, (const struct sockaddr *)address, sizeof(*address)) ? errno : 0;
+	}
+	return err;
+}
+
 static int connect_to(const char *path, struct xps_fail *fail)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -494,11 +507,12 @@ static int connect_to(const char *path, struct xps_fail *fail)
 		return connect_fail(ENAMETOOLONG, path, fail);
 	strcpy(address.sun_path, path);
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd >= 0 && !connect(fd, (const struct sockaddr *)&address, sizeof(address)))
+	if (fd < 0)
+		return connect_fail(errno, path, fail);
+	err = connect_patiently(fd, &address);
+	if (!err)
 		return fd;
-	err = errno;
-	if (fd >= 0)
-		close(fd);
+	close(fd);
 	return connect_fail(err, path, fail);
 }
 
