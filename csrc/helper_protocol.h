@@ -10,7 +10,9 @@
  *                     pipe into which nothing is ever written. It hangs up when the helper has died or takes all back.
  *     TAKE_SLOT       a reader's share of the program's maps
  *     OPEN_QUEUE      a queue, which is then this connection's alone. With the reply come a memfd with the frames, which
- *                     can only be mapped for reading, and the base socket, whose FILL ring holds all frames.
+ *                     can only be mapped for reading, and the base socket, whose FILL ring holds all frames. The first
+ *                     reply is -EAGAIN, and with it comes the memfd alone: making its pages takes long, so the client
+ *                     does that, by looking at each, and then asks again.
  *     OPEN_SOCKET     a socket on such a queue, which packets to the slot's endpoints come to. With the reply it comes.
  *     ADD_ENDPOINTS   packets to these go to the slot
  *     COUNTERS        of the slot, for some of the queues

@@ -52,6 +52,7 @@ struct xps_helper_client {
 	struct helper_port *port; /* NULL until OPEN */
 	uint64_t slots;           /* a bit for each */
 	uint64_t memory;
+	struct xps_xdp_shared_frames allotted; /* for the queue that is opened next */
 	struct held_queue *queues;
 	struct xps_helper_client *next;
 };
@@ -185,6 +186,7 @@ static void drop_client(struct xps_helper_server *server, struct xps_helper_clie
 			give_slot(client, slot);
 	while (client->queues)
 		close_held(client, &client->queues);
+	xps_xdp_frames_unshare(&client->allotted);
 	if (client->port) {
 		say(server, "%s no longer receives on %s", client->name, client->port->port->name);
 		release_port(server, client->port);
@@ -451,23 +453,67 @@ static int check_queue(const struct xps_helper_server *server, const struct xps_
 	return 0;
 }
 
+/* Memory that the client has to look at before it is used: this takes long, and others would have to wait for us. */
+static int allot(struct xps_helper_server *server, struct xps_helper_client *client, size_t size, struct xps_fail *fail)
+{
+	const struct xps_xdp_place place = { .name = client->port->port->name,
+					     .queue = server->request.open_queue.queue };
+	int err = 0;
+
+	if (client->allotted.size != size) {
+		client->memory -= client->allotted.size;
+		xps_xdp_frames_unshare(&client->allotted);
+		err = check_memory(server, client, size, fail);
+		if (!err)
+			err = xps_xdp_frames_share(&client->allotted, size, &place, fail);
+		client->memory += client->allotted.size;
+	}
+	if (err)
+		return err;
+	server->fds[server->n_fds++] = client->allotted.fd;
+	return -EAGAIN;
+}
+
 static int join_queue(struct xps_helper_server *server, struct xps_helper_client *client, struct held_queue *held,
 		      struct xps_fail *fail)
 {
 	const struct xps_helper_open_queue *open = &server->request.open_queue;
-	const struct xps_xdp_queue_config config = { .buffer_size = open->buffer_size, .zero_copy = open->zero_copy };
+	const uint64_t allotted = client->allotted.size;
+	size_t wanted = 0;
+	const struct xps_xdp_queue_config config = {
+		.buffer_size = open->buffer_size,
+		.zero_copy = open->zero_copy,
+		.frames = &client->allotted,
+		.wanted = &wanted,
+	};
 	int err;
 
 	held->member.kick_fd = -1;
 	held->member.kicked = &held->kicked;
 	err = xps_xdp_queue_join(&held->queue, client->port->port, open->queue, &config, &held->member, fail);
+	if (err == -EAGAIN && wanted)
+		return allot(server, client, wanted, fail);
 	if (err)
 		return err;
-	/* Sizes have been rounded up, and there are rings. */
+	client->memory -= allotted;
+	/* There are rings besides. */
 	err = check_memory(server, client, held->queue->memory, fail);
 	if (err)
 		xps_xdp_queue_leave(held->queue, &held->member);
 	return err;
+}
+
+static void tell_queue(struct xps_helper_server *server, const struct xps_xdp_queue *queue)
+{
+	server->fds[server->n_fds++] = queue->shared.fd;
+	server->fds[server->n_fds++] = queue->fd;
+	server->reply.queue = (struct xps_helper_queue_opened){
+		.frame_size = queue->frame_size,
+		.n_frames = queue->n_frames,
+		.ring_size = queue->ring_size,
+		.zero_copy = queue->zero_copy,
+		.multi_buffer = queue->multi_buffer,
+	};
 }
 
 static int open_queue(struct xps_helper_server *server, struct xps_helper_client *client, struct xps_fail *fail)
@@ -476,8 +522,8 @@ static int open_queue(struct xps_helper_server *server, struct xps_helper_client
 	struct held_queue *held;
 	int err = check_queue(server, client, open->queue, fail);
 
-	if (!err)
-		err = check_memory(server, client, open->buffer_size, fail);
+	if (!err && open->buffer_size > client->allotted.size)
+		err = check_memory(server, client, open->buffer_size - client->allotted.size, fail);
 	if (err)
 		return err;
 	held = calloc(1, sizeof(*held));
@@ -494,15 +540,7 @@ static int open_queue(struct xps_helper_server *server, struct xps_helper_client
 	client->queues = held;
 	client->port->owners[open->queue] = client;
 	client->port->readers[open->queue] = open->slot;
-	server->fds[server->n_fds++] = held->queue->frames_fd;
-	server->fds[server->n_fds++] = held->queue->fd;
-	server->reply.queue = (struct xps_helper_queue_opened){
-		.frame_size = held->queue->frame_size,
-		.n_frames = held->queue->n_frames,
-		.ring_size = held->queue->ring_size,
-		.zero_copy = held->queue->zero_copy,
-		.multi_buffer = held->queue->multi_buffer,
-	};
+	tell_queue(server, held->queue);
 	return 0;
 }
 

@@ -154,17 +154,34 @@ static int bind_queue(struct xps_xdp_queue *queue, struct xps_fail *fail)
 /* The order matters: a mapped ring keeps a closed socket alive, and the kernel writes to frames until that is gone. */
 static void close_queue(struct xps_xdp_queue *queue)
 {
-	if (queue->frames_fd >= 0)
-		close(queue->frames_fd);
 	xps_xdp_ring_unmap(&queue->fill);
 	if (queue->fd >= 0)
 		close(queue->fd);
-	xps_xdp_frames_unmap(queue->frames, frames_bytes(queue));
+	if (queue->port->config.for_others)
+		xps_xdp_frames_unshare(&queue->shared);
+	else
+		xps_xdp_frames_unmap(queue->frames, frames_bytes(queue));
 	/* Whoever made it for us lets go of it after us. */
 	if (queue->port->ops->close_queue)
 		queue->port->ops->close_queue(queue);
 	pthread_mutex_destroy(&queue->lock);
 	free(queue);
+}
+
+static int map_frames(struct xps_xdp_queue *queue, const struct xps_xdp_place *place, struct xps_fail *fail)
+{
+	queue->frames = xps_xdp_frames_map(frames_bytes(queue), place, fail);
+	return queue->frames ? 0 : -fail->err;
+}
+
+static int use_shared(struct xps_xdp_queue *queue, const struct xps_xdp_queue_config *config, struct xps_fail *fail)
+{
+	if (config->frames->size >= frames_bytes(queue) && xps_xdp_frames_are_there(config->frames)) {
+		queue->frames = config->frames->map;
+		return 0;
+	}
+	*config->wanted = frames_bytes(queue);
+	return xps_fail_set(fail, EAGAIN, "allocate frames", "There is no memory for frames yet.");
 }
 
 static int setup_queue(struct xps_xdp_queue *queue, const struct xps_xdp_queue_config *config, bool zero_copy,
@@ -178,11 +195,9 @@ static int setup_queue(struct xps_xdp_queue *queue, const struct xps_xdp_queue_c
 
 	if (err)
 		return err;
-	queue->frames = queue->port->config.for_others
-				? xps_xdp_frames_map_shared(frames_bytes(queue), &place, &queue->frames_fd, fail)
-				: xps_xdp_frames_map(frames_bytes(queue), &place, fail);
-	if (!queue->frames)
-		return -fail->err;
+	err = queue->port->config.for_others ? use_shared(queue, config, fail) : map_frames(queue, &place, fail);
+	if (err)
+		return err;
 	err = make_socket(queue, fail);
 	if (!err)
 		err = bind_queue(queue, fail);
@@ -199,7 +214,7 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, const struct xp
 		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a queue.");
 	queue->port = port;
 	queue->index = index;
-	queue->fd = queue->frames_fd = -1;
+	queue->fd = -1;
 	pthread_mutex_init(&queue->lock, NULL);
 	err = port->ops->open_queue ? port->ops->open_queue(queue, config, fail)
 				    : setup_queue(queue, config, zero_copy, fail);
@@ -207,7 +222,11 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, const struct xp
 		close_queue(queue);
 		return err;
 	}
-	queue->memory = frames_bytes(queue) + queue->fill.map_size;
+	if (config->frames) {
+		queue->shared = *config->frames;
+		*config->frames = (struct xps_xdp_shared_frames){ 0 };
+	}
+	queue->memory = (queue->shared.size ? queue->shared.size : frames_bytes(queue)) + queue->fill.map_size;
 	port->queues[index] = queue;
 	return 0;
 }

@@ -31,9 +31,10 @@
 #include "xdp_queue.h"
 
 enum {
-	PATIENCE_MS = 5000, /* of who opens and closes */
-	GLANCE_MS = 100,    /* of who asks for counters */
-	BUSY_TRIES = 25,    /* as for what this process opens itself */
+	PATIENCE_MS = 10000, /* of who opens and closes */
+	GLANCE_MS = 100,     /* of who asks for counters */
+	FRAMES_TRIES = 3,
+	BUSY_TRIES = 25, /* as for what this process opens itself */
 	BUSY_PAUSE_NS = 20 * 1000 * 1000,
 };
 
@@ -147,7 +148,6 @@ static int demand(struct xps_xdp_remote *r, uint32_t kind, struct xps_fail *fail
 	}
 	if (r->reply.result >= 0)
 		return r->reply.result;
-	close_fds(r);
 	r->reply.fail.step[sizeof(r->reply.fail.step) - 1] = 0;
 	r->reply.fail.text[sizeof(r->reply.fail.text) - 1] = 0;
 	return xps_fail_set(fail, -r->reply.result, r->reply.fail.step, "xdpspead-helper: %s", r->reply.fail.text);
@@ -369,6 +369,35 @@ static int use_queue(struct xps_xdp_queue *queue, struct xps_xdp_remote *r, stru
 	return queue->frames ? map_fill(queue, fail) : -fail->err;
 }
 
+/* The helper has set memory aside, and wants it to be there before it goes on. Whether there was any. */
+static bool look_at_frames(struct xps_xdp_queue *queue, struct xps_xdp_remote *r)
+{
+	const struct xps_xdp_place place = { .name = queue->port->name, .queue = queue->index };
+	const int fd = take_fd(r, 0);
+	struct xps_fail ignored;
+	uint8_t *frames = NULL;
+	struct stat status;
+
+	if (fd < 0)
+		return false;
+	if (!fstat(fd, &status) && status.st_size > 0)
+		frames = xps_xdp_frames_map_given((size_t)status.st_size, fd, &place, &ignored);
+	if (frames)
+		xps_xdp_frames_unmap(frames, (size_t)status.st_size);
+	close(fd);
+	return frames;
+}
+
+/* Caller locks. */
+static int demand_queue(struct xps_xdp_queue *queue, struct xps_xdp_remote *r, struct xps_fail *fail)
+{
+	int err = demand_patiently(r, XPS_HELPER_OPEN_QUEUE, fail);
+
+	for (int i = 0; i < FRAMES_TRIES && err == -EAGAIN && look_at_frames(queue, r); i++)
+		err = demand_patiently(r, XPS_HELPER_OPEN_QUEUE, fail);
+	return err;
+}
+
 static int open_queue(struct xps_xdp_queue *queue, const struct xps_xdp_queue_config *config, struct xps_fail *fail)
 {
 	struct xps_xdp_remote *r = queue->port->remote;
@@ -381,7 +410,7 @@ static int open_queue(struct xps_xdp_queue *queue, const struct xps_xdp_queue_co
 		.buffer_size = config->buffer_size,
 		.zero_copy = config->zero_copy,
 	};
-	err = demand_patiently(r, XPS_HELPER_OPEN_QUEUE, fail);
+	err = demand_queue(queue, r, fail);
 	if (!err)
 		err = use_queue(queue, r, fail);
 	pthread_mutex_unlock(&r->lock);

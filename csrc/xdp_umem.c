@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
@@ -83,27 +84,50 @@ uint8_t *xps_xdp_frames_map(size_t size, const struct xps_xdp_place *place, stru
 	return map;
 }
 
-uint8_t *xps_xdp_frames_map_shared(size_t size, const struct xps_xdp_place *place, int *fd, struct xps_fail *fail)
+/* Sealed after our own mapping, which alone can be written through then. */
+static int map_and_seal(struct xps_xdp_shared_frames *frames)
 {
-	void *map = MAP_FAILED;
+	void *map;
 
-	*fd = memfd_create("xdpspead-frames", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (*fd >= 0 && !ftruncate(*fd, (off_t)size))
-		map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-	/* After that mapping, which the seal leaves alone. */
-	if (map != MAP_FAILED &&
-	    fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)) {
-		munmap(map, size);
-		map = MAP_FAILED;
-	}
-	if (map != MAP_FAILED) {
-		madvise(map, size, MADV_HUGEPAGE);
-		return map;
-	}
-	if (*fd >= 0)
-		close(*fd);
-	*fd = -1;
-	return map_fail(size, place, fail);
+	if (ftruncate(frames->fd, (off_t)frames->size))
+		return -errno;
+	map = mmap(NULL, frames->size, PROT_READ | PROT_WRITE, MAP_SHARED, frames->fd, 0);
+	if (map == MAP_FAILED)
+		return -errno;
+	frames->map = map;
+	madvise(map, frames->size, MADV_HUGEPAGE);
+	return fcntl(frames->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) ? -errno
+													       : 0;
+}
+
+int xps_xdp_frames_share(struct xps_xdp_shared_frames *frames, size_t size, const struct xps_xdp_place *place,
+			 struct xps_fail *fail)
+{
+	*frames = (struct xps_xdp_shared_frames){
+		.size = size,
+		.fd = memfd_create("xdpspead-frames", MFD_CLOEXEC | MFD_ALLOW_SEALING),
+	};
+	if (frames->fd >= 0 && !map_and_seal(frames))
+		return 0;
+	xps_xdp_frames_unshare(frames);
+	map_fail(size, place, fail);
+	return -ENOMEM;
+}
+
+bool xps_xdp_frames_are_there(const struct xps_xdp_shared_frames *frames)
+{
+	struct stat status;
+
+	return frames->map && !fstat(frames->fd, &status) && (size_t)status.st_blocks * 512 >= frames->size;
+}
+
+void xps_xdp_frames_unshare(struct xps_xdp_shared_frames *frames)
+{
+	if (frames->map)
+		munmap(frames->map, frames->size);
+	if (frames->size && frames->fd >= 0)
+		close(frames->fd);
+	*frames = (struct xps_xdp_shared_frames){ 0 };
 }
 
 uint8_t *xps_xdp_frames_map_given(size_t size, int fd, const struct xps_xdp_place *place, struct xps_fail *fail)

@@ -33,11 +33,19 @@ void xps_xdp_fd_forget(int fd);
 
 /* Map `size` bytes for frames. NULL if that fails. */
 uint8_t *xps_xdp_frames_map(size_t size, const struct xps_xdp_place *place, struct xps_fail *fail);
-/*
- * The same, in memory that `fd` stands for, and that whoever is given it can map too, for reading only. Its size cannot be
- * changed, and nothing be taken out of it.
- */
-uint8_t *xps_xdp_frames_map_shared(size_t size, const struct xps_xdp_place *place, int *fd, struct xps_fail *fail);
+/* Memory for frames that can be passed on. Zeros: none. */
+struct xps_xdp_shared_frames {
+	uint8_t *map;
+	size_t size;
+	int fd; /* whoever is given it can map it too, but for reading only, and change nothing about it */
+};
+
+/* The memory is not there yet: it comes into being page by page, when somebody looks at it. */
+int xps_xdp_frames_share(struct xps_xdp_shared_frames *frames, size_t size, const struct xps_xdp_place *place,
+			 struct xps_fail *fail);
+/* Whether all of it is there. */
+bool xps_xdp_frames_are_there(const struct xps_xdp_shared_frames *frames);
+void xps_xdp_frames_unshare(struct xps_xdp_shared_frames *frames);
 /* What somebody else has made so. */
 uint8_t *xps_xdp_frames_map_given(size_t size, int fd, const struct xps_xdp_place *place, struct xps_fail *fail);
 void xps_xdp_frames_unmap(uint8_t *frames, size_t size);

@@ -22,8 +22,8 @@ from typing import Any, Self
 from target import DEADLINE, wait_for
 from xdplab import Lab
 
-#: The program of the build that the tests run on.
-PROGRAM = Path(__file__).resolve().parents[1] / "build" / "xdpspead-helper"
+#: The program of the environment that the tests run in.
+PROGRAM = Path(sys.prefix) / "bin" / "xdpspead-helper"
 
 NOBODY = 65534
 #: Another user, whom no file knows.

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import random
+import re
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from target import DEADLINE, drain, sp, wait_for
@@ -30,6 +34,7 @@ if not os.environ.get("XDPSPEAD_TEST_PEER"):
 ANYTHING = "".join(f"allow user={user} interface={{eth}}\n" for user in ("nobody", SOMEBODY, 0))
 PORT = 20_100
 QUEUES = 2
+EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 PROBE, PROBES = 1000, 16
 
 #: struct xps_helper_request: kinds, and the head of a reply.
@@ -368,6 +373,35 @@ def test_check_prints_what_is_allowed(tmp_path):
     )
 
 
+def test_examples_of_the_manual_are_understood(tmp_path):
+    config = tmp_path / "helper.conf"
+    text = re.sub("(user|group)=[a-z]+", r"\1=1000", (EXAMPLES / "helper.conf").read_text())
+    config.write_text(text)
+    command = [PROGRAM, "--config", config, "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+
+
+def test_socket_may_be_made_by_systemd(lab, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+        fd = listener.fileno()
+        config = tmp_path / "helper.conf"
+        config.write_text(f"allow user=0 interface={lab.rx.interface}\n")
+        become = (
+            f"import os, sys; os.dup2({fd}, 3)\n"
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
+            "os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        options = ["--config", config, "--socket", "/nowhere/x"]
+        command = [sys.executable, "-c", become, PROGRAM, *options]
+        lab.rx.popen(command, pass_fds=[fd])  # ended by the laboratory
+        stream = lab.stream()
+        port = lab.add_reader(stream, helper=str(tmp_path / "sock"))
+        lab.assert_receives(stream, port, n=8)
+
+
 @pytest.mark.parametrize(
     ("text", "mode", "said"),
     [
@@ -501,12 +535,28 @@ def test_requests_out_of_turn_and_of_what_is_others_are_refused(lab):
         assert stream.ledger().balanced
 
 
+def open_queue(sock, size):
+    """Return the memory and the base socket of queue 0, for slot 0."""
+    request = struct.pack("=IIIIQiI", OPEN_QUEUE, 3, 0, 0, size, 0, 0)
+    sock.send(request)
+    reply, (memory,), _, _ = socket.recv_fds(sock, 65536, 4)
+    assert HEAD.unpack_from(reply)[2] == -errno.EAGAIN
+    # As long as nobody has looked at it the helper does not use it: that takes its time.
+    assert ask(sock, request)[0] == -errno.EAGAIN
+    with mmap.mmap(memory, size, prot=mmap.PROT_READ) as frames:
+        assert not any(frames[:: mmap.PAGESIZE])
+    os.close(memory)
+    sock.send(request)
+    reply, fds, _, _ = socket.recv_fds(sock, 65536, 4)
+    assert HEAD.unpack_from(reply)[2] == 0
+    return fds
+
+
 def test_what_is_passed_on_cannot_be_turned_into_more(lab):
     with Helper(lab, "allow user=0 interface={eth}\n") as helper, helper.connect() as sock:
         assert ask(sock, open_request(lab))[0] == 0
         assert ask(sock, struct.pack("=II128s", TAKE_SLOT, 2, b"me"))[0] == 0
-        sock.send(struct.pack("=IIIIQiI", OPEN_QUEUE, 3, 0, 0, 1 << 20, 0, 0))
-        _, fds, _, _ = socket.recv_fds(sock, 65536, 4)
+        fds = open_queue(sock, 1 << 20)
         sock.send(struct.pack("=IIIIII", OPEN_SOCKET, 4, 0, 0, 0, 0))
         _, more, _, _ = socket.recv_fds(sock, 65536, 4)
         frames, *sockets = [*fds, *more]
