@@ -115,10 +115,9 @@ void xps_reader_warn(struct xps_reader *reader, const char *text)
 	xps_log_text(reader->lane->shared->log, XPS_LOG_WARNING, text);
 }
 
-void xps_reader_fail(struct xps_reader *reader, int err, const char *text)
+void xps_reader_fail(struct xps_reader *reader, const struct xps_fail *why)
 {
-	(void)err;
-	xps_log_text(reader->lane->shared->log, XPS_LOG_ERROR, text);
+	xps_log_text(reader->lane->shared->log, XPS_LOG_ERROR, why->text);
 }
 
 /* Any thread. The lock is held. */

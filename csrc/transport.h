@@ -119,5 +119,5 @@ void xps_reader_log_error(struct xps_reader *reader, int err);
 void xps_reader_log_drops(struct xps_reader *reader, uint64_t n);
 /* Put a sentence of about 250 bytes at most into the log, as a warning; for what happens once in a reader's life. */
 void xps_reader_warn(struct xps_reader *reader, const char *text);
-/* Likewise, as an error: why the stream is about to end, which nobody has asked for. From poll, before XPS_POLL_END. */
-void xps_reader_fail(struct xps_reader *reader, int err, const char *text);
+/* From poll, which then returns XPS_POLL_END: the source has come to an end that its user did not want. */
+void xps_reader_fail(struct xps_reader *reader, const struct xps_fail *why);

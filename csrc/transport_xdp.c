@@ -287,13 +287,13 @@ static bool is_abandoned(struct xdp_reader *r)
 /* No packet will come any more. */
 static enum xps_poll end_abandoned(struct xdp_reader *r)
 {
-	char text[200];
+	struct xps_fail why;
 
-	snprintf(
-		text, sizeof(text),
-		"%s: xdpspead-helper has ended or has taken back what it gave; no packet comes any more, and the stream ends",
-		r->source->port->name);
-	xps_reader_fail(&r->reader, EPIPE, text);
+	xps_fail_set(&why, EPIPE, "ask xdpspead-helper",
+		     "%s: xdpspead-helper has ended or has taken back what it gave; no packet comes any more, and the "
+		     "stream ends",
+		     r->source->port->name);
+	xps_reader_fail(&r->reader, &why);
 	return XPS_POLL_END;
 }
 

@@ -101,6 +101,7 @@ class Helper:
     ) -> None:
         if self.process.poll() is None:
             self.kill(signal.SIGTERM)
+            assert self.process.returncode == 0, self.said()
         shutil.rmtree(self.folder)
 
 
