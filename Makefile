@@ -33,10 +33,16 @@ setup:
 demo: setup
 	@$(PYTHON) -P -m xdpspead demo $(DEMO_ARGS)
 
+# All tests use all processors, but those that bound a time have them for themselves.
 test:
 	@.ci/setup test
 	$(AS_OWNER) meson test -C $(BUILD) --no-rebuild --print-errorlogs
+ifdef PYTEST_ARGS
 	pytest $(PYTEST_CACHE) $(PYTEST_ARGS)
+else
+	pytest $(PYTEST_CACHE) -m "not timing" --numprocesses auto --dist worksteal
+	pytest $(PYTEST_CACHE) -m timing
+endif
 
 bench:
 	@.ci/setup test

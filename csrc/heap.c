@@ -7,9 +7,14 @@
  *
  * Item pointers are gathered from all packets, each 64-bit value once: by looking through them while they are few, in
  * a hash set from the ninth on. They are sorted only when the user asks for the items.
+ *
+ * Where it can, a heap lies in front of its payload, in memory that the payload has to spare: so a heap costs one
+ * allocation, which is one for the two threads that allocate and free to get in each other's way. If the payload has to
+ * grow, or goes because the heap is incomplete, the heap stays, or moves.
  */
 #include "heap.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "copy.h"
@@ -17,12 +22,10 @@
 
 #define NO_ENTRY UINT32_MAX
 
-struct xps_heap *xps_heap_new(const struct xps_packet *packet)
-{
-	struct xps_heap *heap = malloc(sizeof(*heap));
+_Static_assert(sizeof(struct xps_heap) <= XPS_PAYLOAD_ROOM, "a heap fits in front of its payload");
 
-	if (!heap)
-		return NULL;
+static void init(struct xps_heap *heap, const struct xps_packet *packet)
+{
 	/* All but the inline pointers, which n_pointers keeps anyone from reading. */
 	memset(heap, 0, offsetof(struct xps_heap, inline_pointers));
 	heap->cnt = packet->heap_cnt;
@@ -30,19 +33,75 @@ struct xps_heap *xps_heap_new(const struct xps_packet *packet)
 	heap->address_bits = packet->address_bits;
 	heap->pointers = heap->inline_pointers;
 	heap->pointers_capacity = XPS_ARRAY_LEN(heap->inline_pointers);
+}
+
+struct xps_heap *xps_heap_new(const struct xps_packet *packet)
+{
+	struct xps_heap *heap = malloc(sizeof(*heap));
+
+	if (heap)
+		init(heap, packet);
 	return heap;
+}
+
+struct xps_heap *xps_heap_open(const struct xps_packet *packet, const struct xps_heap_rules *rules)
+{
+	struct xps_heap *heap;
+	uint8_t *payload;
+
+	if (packet->heap_length <= 0)
+		return xps_heap_new(packet);
+	payload = xps_payload_new(rules->allocator, (uint64_t)packet->heap_length);
+	if (!payload)
+		return NULL;
+	heap = xps_payload_room(payload);
+	init(heap, packet);
+	heap->payload = heap->home = payload;
+	heap->capacity = (uint64_t)packet->heap_length;
+	return heap;
+}
+
+/* The heap is forgotten. */
+static void free_struct(struct xps_heap *heap)
+{
+	if (heap->home)
+		xps_payload_free(heap->home);
+	else
+		free(heap);
+}
+
+static void drop_payload(struct xps_heap *heap)
+{
+	if (heap->payload != heap->home) /* else that goes with the heap */
+		xps_payload_free(heap->payload);
+	heap->payload = NULL;
+}
+
+/* Move a heap that lies in front of memory which it does not need. If there is no memory to move to it stays. */
+static struct xps_heap *move_out(struct xps_heap *heap)
+{
+	struct xps_heap *moved = malloc(sizeof(*moved));
+
+	if (!moved)
+		return heap;
+	*moved = *heap;
+	moved->home = NULL;
+	if (heap->pointers == heap->inline_pointers)
+		moved->pointers = moved->inline_pointers;
+	free_struct(heap);
+	return moved;
 }
 
 void xps_heap_free(struct xps_heap *heap)
 {
 	if (!heap)
 		return;
-	xps_payload_free(heap->payload);
+	drop_payload(heap);
 	if (heap->pointers != heap->inline_pointers)
 		free(heap->pointers);
 	free(heap->set);
 	free(heap->ranges);
-	free(heap);
+	free_struct(heap);
 }
 
 uint8_t *xps_heap_take_payload(struct xps_heap *heap)
@@ -253,7 +312,7 @@ static int reserve(struct xps_heap *heap, const struct xps_heap_rules *rules, ui
 		return XPS_STAT_NO_MEMORY;
 	if (heap->payload) {
 		memcpy(payload, heap->payload, heap->capacity);
-		xps_payload_free(heap->payload);
+		drop_payload(heap);
 	}
 	heap->payload = payload;
 	heap->capacity = needed;
@@ -318,7 +377,7 @@ int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules, cons
 	return add_pointers(heap, packet);
 }
 
-void xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules)
+struct xps_heap *xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules)
 {
 	if (rules->memcpy == XPS_MEMCPY_NONTEMPORAL)
 		xps_copy_fence();
@@ -328,8 +387,9 @@ void xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules)
 		heap->flags |= XPS_HEAP_CONTIGUOUS;
 		heap->size = heap->min_size;
 	} else {
-		xps_payload_free(heap->payload);
-		heap->payload = NULL;
+		drop_payload(heap);
+		if (heap->home)
+			heap = move_out(heap);
 	}
 	if (!rules->keep_payload_ranges || (heap->flags & XPS_HEAP_CONTIGUOUS)) {
 		free(heap->ranges);
@@ -338,6 +398,7 @@ void xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules)
 	} else if (!rules->allow_out_of_order && heap->received) {
 		insert_range(heap, 0, 0, heap->received);
 	}
+	return heap;
 }
 
 /* ---------------------------------------------------------------- items, for the user */
@@ -410,8 +471,24 @@ int xps_heap_items(struct xps_heap *heap, struct xps_item *items)
 			end = value;
 		}
 	}
-	for (uint32_t i = 0; i < heap->n_pointers; i++)
-		if (items[i].id != XPS_ID_NULL && (items[i].immediate || items[i].length))
-			items[n++] = items[i];
+	for (uint32_t i = 0; i < heap->n_pointers; i++) {
+		if (items[i].id == XPS_ID_NULL || !(items[i].immediate || items[i].length))
+			continue;
+		if (items[i].id == XPS_ID_DESCRIPTOR)
+			heap->flags |= XPS_HEAP_DESCRIPTORS;
+		items[n++] = items[i];
+	}
+	return n;
+}
+
+int xps_heap_read(struct xps_heap *heap, struct xps_heap_contents *contents)
+{
+	int n = heap->n_pointers <= XPS_FEW_ITEMS ? xps_heap_items(heap, contents->items) : -ENOSPC;
+
+	contents->n_items = n < 0 ? 0 : (uint64_t)n;
+	contents->flags = heap->flags;
+	contents->size = heap->size;
+	contents->start = heap->payload && heap->payload == heap->home ? XPS_PAYLOAD_ROOM : 0;
+	contents->address_bits = heap->address_bits;
 	return n;
 }

@@ -26,6 +26,11 @@ struct xps_heap_rules {
 
 /* An empty heap that the packet will be the first of. NULL: no memory. */
 struct xps_heap *xps_heap_new(const struct xps_packet *packet);
+/*
+ * The same in one piece of memory with its payload, if the packet tells how long that will be; the length has been found
+ * not to be too large.
+ */
+struct xps_heap *xps_heap_open(const struct xps_packet *packet, const struct xps_heap_rules *rules);
 
 /*
  * Add a packet whose bytes are in `view`, all of them (header_size + payload_length bytes). Returns 0, or the enum
@@ -47,5 +52,8 @@ static inline bool xps_heap_contiguous(const struct xps_heap *heap)
 	return heap->received == heap->min_size;
 }
 
-/* Make the heap ready for its user: drop what an incomplete one cannot use, set XPS_HEAP_CONTIGUOUS. */
-void xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules);
+/*
+ * Make the heap ready for its user: drop what an incomplete one cannot use, set XPS_HEAP_CONTIGUOUS. Returns the heap,
+ * which may have had to move.
+ */
+struct xps_heap *xps_heap_finish(struct xps_heap *heap, const struct xps_heap_rules *rules);

@@ -34,6 +34,8 @@
 
 /* After XPS_POLL_LATER. */
 #define LATER_NS INT64_C(100000000)
+/* Between two looks at what has become of a source. */
+#define LOOK_NS INT64_C(1000000000)
 
 enum state { RUNNING, ENDING, STOPPED };
 
@@ -110,14 +112,9 @@ void xps_reader_log_drops(struct xps_reader *reader, uint64_t n)
 	xps_log(reader->lane->shared->log, XPS_LOG_KERNEL_DROPS, n, 0, 0, 0);
 }
 
-void xps_reader_warn(struct xps_reader *reader, const char *text)
+void xps_reader_tell(struct xps_reader *reader, int level, const char *text)
 {
-	xps_log_text(reader->lane->shared->log, XPS_LOG_WARNING, text);
-}
-
-void xps_reader_fail(struct xps_reader *reader, const struct xps_fail *why)
-{
-	xps_log_text(reader->lane->shared->log, XPS_LOG_ERROR, why->text);
+	xps_log_text(reader->lane->shared->log, level, text);
 }
 
 /* Any thread. The lock is held. */
@@ -282,13 +279,20 @@ static void block(struct xps_lane *lane)
 
 /* ---------------------------------------------------------------- the end */
 
+/* Also of a reader whose watches have been added in part. */
+static void remove_watches(struct xps_lane *lane, struct xps_reader *reader)
+{
+	for (uint32_t i = 0; i < reader->n_watches; i++)
+		xps_loop_remove(lane->loop, &reader->watches[i].watch);
+	xps_loop_remove(lane->loop, &reader->again);
+	xps_loop_remove(lane->loop, &reader->news);
+}
+
 static void close_reader(struct xps_lane *lane, struct xps_reader *reader)
 {
 	struct xps_reader **link = &lane->readers;
 
-	for (uint32_t i = 0; i < reader->n_watches; i++)
-		xps_loop_remove(lane->loop, &reader->watches[i].watch);
-	xps_loop_remove(lane->loop, &reader->again);
+	remove_watches(lane, reader);
 	while (*link != reader)
 		link = &(*link)->next;
 	/* Last values of what only the reader knows, and from now on nobody asks it any more. */
@@ -312,6 +316,25 @@ static void take_in_hand(struct xps_lane *lane)
 	for (struct xps_reader *reader = lane->readers; reader; reader = reader->next)
 		if (reader->blocked)
 			reader->ops->poll(reader);
+}
+
+void xps_reader_fail(struct xps_reader *reader, const struct xps_fail *why)
+{
+	struct xps_lanes *shared = reader->lane->shared;
+
+	pthread_mutex_lock(&shared->lock);
+	if (!shared->ending && !shared->failure.err)
+		shared->failure = *why;
+	pthread_mutex_unlock(&shared->lock);
+}
+
+/* Any thread. */
+int xps_lanes_failure(struct xps_lanes *lanes, struct xps_fail *fail)
+{
+	pthread_mutex_lock(&lanes->lock);
+	*fail = lanes->failure;
+	pthread_mutex_unlock(&lanes->lock);
+	return -fail->err;
 }
 
 /* All heaps of the lane are in the ring, and all that happened in the statistics. */
@@ -551,6 +574,18 @@ static void reader_again(struct xps_watch *watch)
 	run_reader(XPS_CONTAINER_OF(watch, struct xps_reader, again));
 }
 
+static void news_ready(struct xps_watch *watch)
+{
+	struct xps_reader *reader = XPS_CONTAINER_OF(watch, struct xps_reader, news);
+	struct xps_lane *lane = reader->lane;
+
+	if (lane->state != RUNNING)
+		return;
+	reader->ops->look(reader);
+	xps_loop_after(lane->loop, watch, LOOK_NS);
+	run_reader(reader);
+}
+
 struct reader_task {
 	struct xps_task task;
 	struct xps_lane *lane;
@@ -560,18 +595,17 @@ struct reader_task {
 
 static int add_watches(struct xps_lane *lane, struct xps_reader *reader)
 {
-	xps_loop_add(lane->loop, &reader->again);
-	for (uint32_t i = 0; i < reader->n_watches; i++) {
-		int err = xps_loop_add(lane->loop, &reader->watches[i].watch);
+	int err = xps_loop_add(lane->loop, &reader->again);
 
-		if (err) {
-			while (i-- > 0)
-				xps_loop_remove(lane->loop, &reader->watches[i].watch);
-			xps_loop_remove(lane->loop, &reader->again);
-			return err;
-		}
-	}
-	return 0;
+	for (uint32_t i = 0; i < reader->n_watches && !err; i++)
+		err = xps_loop_add(lane->loop, &reader->watches[i].watch);
+	if (reader->ops->look && !err)
+		err = xps_loop_add(lane->loop, &reader->news);
+	if (err)
+		remove_watches(lane, reader);
+	else if (reader->ops->look)
+		xps_loop_again(lane->loop, &reader->news); /* it may have gone already */
+	return err;
 }
 
 static void attach_on_loop(struct xps_task *task)
@@ -603,6 +637,7 @@ int xps_lanes_attach(struct xps_lanes *lanes, uint32_t lane, struct xps_reader *
 
 	reader->lane = attach.lane;
 	reader->again = (struct xps_watch){ .fd = -1, .ready = reader_again };
+	reader->news.ready = news_ready;
 	for (uint32_t i = 0; i < reader->n_watches; i++) {
 		reader->watches[i].reader = reader;
 		reader->watches[i].watch.ready = watch_ready;

@@ -34,6 +34,7 @@ struct xps_lanes {
 	uint32_t n;
 	uint32_t n_open; /* those that have not put their last heap into the ring */
 	bool ending;     /* no lane is added any more, and those that are there have been told, or are being told */
+	struct xps_fail failure; /* why they are, if a reader's source failed; else its err is 0 */
 };
 
 /* Begin with one lane. 0, -EINVAL, -ENOMEM, the errno of eventfd(2), -EPIPE if the pool has been stopped, -ECHILD. */
@@ -48,6 +49,9 @@ int xps_lanes_attach(struct xps_lanes *lanes, uint32_t lane, struct xps_reader *
 void xps_lanes_detach(struct xps_lanes *lanes, uint32_t lane, struct xps_reader *reader);
 void xps_lanes_stop(struct xps_lanes *lanes);
 uint32_t xps_lanes_stats(struct xps_lanes *lanes, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n);
+
+/* See xps_stream_failure(). */
+int xps_lanes_failure(struct xps_lanes *lanes, struct xps_fail *fail);
 
 /* There is room in the ring again: let those go on that xps_ring_pop() told of. */
 void xps_lanes_resume(struct xps_lanes *lanes, uint64_t parked);

@@ -5,14 +5,17 @@
  * Three kinds of allocator share one table of two functions. Every block that is out holds a reference to its owner,
  * so a pool lives until the last of its blocks has come home, whoever drops the pool first.
  *
- * Threads: anyone may allocate and free. The pool's free list has a lock; the rest is atomic counts. A forked child
- * must not take that lock, which a worker may have held: there a pool only passes on to its source.
+ * Threads: anyone may allocate and free. Blocks come home to a pool onto a stack that needs no lock, because whoever
+ * takes from it takes all of it: so users who free do not stand in the way of workers who allocate. The pool's free list
+ * has a lock, which allocating threads share; the rest is atomic counts. A forked child must not take that lock, which a
+ * worker may have held: there a pool only passes on to its source.
  */
 #include "memory.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "fail.h"
@@ -198,7 +201,11 @@ struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
 
 struct memory_pool {
 	struct xps_allocator base;
-	uint32_t process;
+	/* Here, so that coming home touches one cache line: */
+	struct xps_block *returned; /* atomic; a stack of blocks that came home since somebody looked */
+	uint64_t n_free;            /* atomic; those, the ones in `free`, and any that are just being put there */
+
+	uint32_t process __attribute__((aligned(XPS_CACHE_LINE)));
 	struct xps_allocator *source;
 	uint64_t capacity; /* atomic; of the blocks that the source makes for us, which may be larger than asked for */
 	uint64_t lower, upper, max_free, initial, low_water;
@@ -207,9 +214,8 @@ struct memory_pool {
 	struct xps_loop *loop;
 	struct xps_task refill;
 
-	pthread_mutex_t lock; /* guards all below */
+	pthread_mutex_t lock __attribute__((aligned(XPS_CACHE_LINE))); /* guards all below */
 	struct xps_block *free;
-	uint64_t n_free;
 	bool warn_on_empty;
 	bool refilling;
 };
@@ -233,19 +239,41 @@ static void drop_block(struct memory_pool *pool, struct xps_block *block)
 	pool->source->ops->give(pool->source, block);
 }
 
+static uint64_t n_free(const struct memory_pool *pool)
+{
+	return __atomic_load_n(&pool->n_free, __ATOMIC_RELAXED);
+}
+
 /* Keep the block if there is room, else give its memory back. */
 static void shelve(struct memory_pool *pool, struct xps_block *block)
 {
-	pthread_mutex_lock(&pool->lock);
-	if (pool->n_free < pool->max_free) {
-		block->next = pool->free;
-		pool->free = block;
-		pool->n_free++;
-		block = NULL;
-	}
-	pthread_mutex_unlock(&pool->lock);
-	if (block)
-		drop_block(pool, block);
+	uint64_t n = n_free(pool);
+
+	do {
+		if (n >= pool->max_free) {
+			drop_block(pool, block);
+			return;
+		}
+	} while (!__atomic_compare_exchange_n(&pool->n_free, &n, n + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	block->next = __atomic_load_n(&pool->returned, __ATOMIC_RELAXED);
+	/* release: whoever takes the block sees `next`, and what its last user wrote. */
+	while (!__atomic_compare_exchange_n(&pool->returned, &block->next, block, true, __ATOMIC_RELEASE,
+					    __ATOMIC_RELAXED))
+		;
+}
+
+/* Lock held. Put those that came home in front of the others: the last that came is the first that goes. */
+static void collect_returned(struct memory_pool *pool)
+{
+	struct xps_block *first, *last;
+
+	if (!__atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
+		return;
+	first = __atomic_exchange_n(&pool->returned, NULL, __ATOMIC_ACQUIRE);
+	for (last = first; last->next; last = last->next)
+		;
+	last->next = pool->free;
+	pool->free = first;
 }
 
 static void refill(struct xps_task *task)
@@ -259,7 +287,7 @@ static void refill(struct xps_task *task)
 		if (block)
 			shelve(pool, block);
 		pthread_mutex_lock(&pool->lock);
-		enough = !block || pool->n_free >= xps_min_u64(pool->initial, pool->max_free);
+		enough = !block || n_free(pool) >= xps_min_u64(pool->initial, pool->max_free);
 		if (enough)
 			pool->refilling = false;
 		pthread_mutex_unlock(&pool->lock);
@@ -276,13 +304,14 @@ static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t siz
 		return pool->source->ops->take(pool->source, size);
 
 	pthread_mutex_lock(&pool->lock);
+	collect_returned(pool);
 	block = pool->free;
 	if (block) {
 		pool->free = block->next;
-		pool->n_free--;
+		__atomic_sub_fetch(&pool->n_free, 1, __ATOMIC_RELAXED);
 	}
 	warn = !block && pool->warn_on_empty;
-	start_refill = pool->loop && !pool->refilling && pool->n_free < pool->low_water;
+	start_refill = pool->loop && !pool->refilling && n_free(pool) < pool->low_water;
 	if (start_refill)
 		pool->refilling = true;
 	pthread_mutex_unlock(&pool->lock);
@@ -316,6 +345,7 @@ static void pool_destroy(struct xps_allocator *allocator)
 
 	if (pool->loop)
 		xps_loop_call(pool->loop, &nothing); /* a refill that was posted has now run */
+	collect_returned(pool);
 	while (pool->free) {
 		struct xps_block *block = pool->free;
 
@@ -335,10 +365,11 @@ struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t low
 					  struct xps_log *log, struct xps_fail *fail)
 {
 	static const struct allocator_ops ops = { .take = pool_take, .give = pool_give, .destroy = pool_destroy };
-	struct memory_pool *pool = calloc(1, sizeof(*pool));
+	struct memory_pool *pool = aligned_alloc(XPS_CACHE_LINE, sizeof(*pool));
 
 	if (!pool)
 		goto no_memory;
+	memset(pool, 0, sizeof(*pool));
 	pool->base = (struct xps_allocator){ .ops = &ops, .references = 1 };
 	pool->process = xps_process();
 	pool->source = xps_allocator_ref(base);
@@ -400,12 +431,6 @@ bool xps_memory_pool_warn_on_empty(struct xps_allocator *allocator)
 uint64_t xps_memory_pool_n_free(struct xps_allocator *allocator)
 {
 	struct memory_pool *pool = pool_of(allocator);
-	uint64_t n;
 
-	if (!xps_process_is(pool->process))
-		return 0;
-	pthread_mutex_lock(&pool->lock);
-	n = pool->n_free;
-	pthread_mutex_unlock(&pool->lock);
-	return n;
+	return xps_process_is(pool->process) ? n_free(pool) : 0;
 }

@@ -11,17 +11,26 @@
 #include "bits.h"
 #include "xdpspead.h"
 
+/* Bytes right in front of a payload that belong to whoever has it, for what he wants to say about it. */
+#define XPS_PAYLOAD_ROOM 192
+
 struct xps_block {
 	struct xps_allocator *owner; /* takes the block back; the block holds a reference to it */
 	struct xps_block *next;      /* in a free list */
 	uint64_t capacity;           /* bytes of payload */
 	uint32_t references;         /* atomic */
 	uint32_t huge;               /* lies on huge pages */
+	uint8_t room[XPS_PAYLOAD_ROOM] __attribute__((aligned(XPS_CACHE_LINE)));
 } __attribute__((aligned(XPS_CACHE_LINE)));
 
 /* A payload of at least `size` bytes, aligned to a cache line, not cleared, with one reference. NULL: no memory. */
 uint8_t *xps_payload_new(struct xps_allocator *allocator, uint64_t size);
 uint8_t *xps_payload_ref(uint8_t *payload);
 uint64_t xps_payload_capacity(const uint8_t *payload);
+/* What lies in front of it, XPS_PAYLOAD_ROOM bytes, aligned to a cache line. */
+static inline void *xps_payload_room(uint8_t *payload)
+{
+	return payload - XPS_PAYLOAD_ROOM;
+}
 
 struct xps_allocator *xps_allocator_ref(struct xps_allocator *allocator);

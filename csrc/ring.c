@@ -5,6 +5,11 @@
  * The eventfd is raised when a worker has put heaps in while somebody waits for them, and lowered by the first who
  * finds the ring empty (or, once somebody polls it, by whoever empties the ring). While heaps keep coming and are being
  * taken there is no system call at all: only whoever finds nothing pays.
+ *
+ * Room is what neither heaps in the ring take up nor those that were popped ahead, which are in the user's hands but not
+ * used yet: so the ring's capacity bounds both together. How many of these are left nobody tells; the next pop is taken
+ * for the sign that none is. A parked producer is woken when a quarter of the ring is free. That comes before the ring is
+ * empty, because no more than half of the ring can be popped ahead: so nobody is left asleep.
  */
 #include "ring.h"
 
@@ -66,6 +71,14 @@ static void lower_fd(struct xps_ring *ring)
 	}
 }
 
+/* Lock held. None while more were popped ahead than a producer left room for. */
+static uint32_t room_in(const struct xps_ring *ring)
+{
+	uint32_t used = ring->count + ring->ahead;
+
+	return used < ring->capacity ? ring->capacity - used : 0;
+}
+
 uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap *const *heaps, uint32_t n,
 		       uint32_t *room)
 {
@@ -73,7 +86,7 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 	uint32_t pushed = 0;
 
 	pthread_mutex_lock(&ring->lock);
-	while (!ring->stopped && pushed < n && ring->count < ring->capacity) {
+	while (!ring->stopped && pushed < n && room_in(ring)) {
 		uint32_t tail = ring->head + ring->count;
 
 		ring->slots[tail < ring->capacity ? tail : tail - ring->capacity] = heaps[pushed++];
@@ -82,7 +95,7 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 	ring->parked &= ~bit;
 	if (pushed < n && !ring->stopped)
 		ring->parked |= bit;
-	*room = ring->capacity - ring->count;
+	*room = room_in(ring);
 	pthread_mutex_unlock(&ring->lock);
 	return pushed;
 }
@@ -131,16 +144,27 @@ static int take(struct xps_ring *ring, struct xps_heap **heaps, int n)
 	return taken;
 }
 
+/* Lock held. The producers that are to be woken, which are then no longer parked. */
+static uint64_t unpark(struct xps_ring *ring)
+{
+	uint64_t parked = ring->parked;
+
+	if (4 * (uint64_t)room_in(ring) < ring->capacity)
+		return 0;
+	ring->parked = 0;
+	return parked;
+}
+
 /* Take what there is. 0: nothing, and the caller has been counted as waiting if it wants to wait. */
-static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool wait, uint64_t *unparked)
+static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead, bool wait, uint64_t *unparked)
 {
 	int taken;
 
 	pthread_mutex_lock(&ring->lock);
 	taken = take(ring, heaps, n);
+	ring->ahead = ahead && taken ? (uint32_t)taken - 1 : 0;
+	*unparked = unpark(ring);
 	if (taken) {
-		*unparked = ring->parked;
-		ring->parked = 0;
 		if (!ring->count && ring->fd_wanted && !ring->stopped)
 			lower_fd(ring);
 	} else if (ring->stopped) {
@@ -148,38 +172,58 @@ static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool w
 	} else {
 		lower_fd(ring);
 		ring->n_waiting += wait;
+		ring->crowd |= ring->n_waiting > 1;
 	}
 	pthread_mutex_unlock(&ring->lock);
 	return taken;
 }
 
-static int wait_for_heap(struct xps_ring *ring, int timeout_ms)
+/* Positive: look again. `crowd` is whether others waited too. */
+static int wait_for_heap(struct xps_ring *ring, int timeout_ms, bool *crowd)
 {
 	struct pollfd pollfd = { .fd = ring->fd, .events = POLLIN };
 	int ready = poll(&pollfd, 1, timeout_ms);
 	int err = errno;
 
 	pthread_mutex_lock(&ring->lock);
+	*crowd = ring->crowd;
 	ring->n_waiting--;
+	ring->crowd &= ring->n_waiting > 0;
 	pthread_mutex_unlock(&ring->lock);
 	return ready < 0 ? -err : ready;
 }
 
-int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked)
+static int pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead, int timeout_ms, uint64_t *unparked)
 {
 	*unparked = 0;
 	for (;;) {
-		int popped = try_pop(ring, heaps, n, timeout_ms != 0, unparked);
+		uint64_t also;
+		int popped = try_pop(ring, heaps, n, ahead, timeout_ms != 0, &also);
+		bool crowd;
 		int ready;
 
+		*unparked |= also;
 		if (popped || timeout_ms == 0)
 			return popped;
 		/* Several users may wake for one heap: those who come too late start over, with the same time. */
-		ready = wait_for_heap(ring, timeout_ms);
+		ready = wait_for_heap(ring, timeout_ms, &crowd);
 		if (ready <= 0)
 			return ready;
-		n = 1;
+		if (crowd)
+			n = 1; /* something for everybody */
 	}
+}
+
+int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked)
+{
+	return pop(ring, heaps, n, false, timeout_ms, unparked);
+}
+
+int xps_ring_pop_ahead(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked)
+{
+	const int half = (int)xps_max_u64(ring->capacity / 2, 1);
+
+	return pop(ring, heaps, n < half ? n : half, true, timeout_ms, unparked);
 }
 
 int xps_ring_fd(struct xps_ring *ring)

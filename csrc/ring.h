@@ -19,7 +19,9 @@ struct xps_ring {
 	pthread_mutex_t lock; /* guards all below */
 	struct xps_heap **slots;
 	uint32_t capacity, head, count;
+	uint32_t ahead;     /* heaps that were popped ahead of their time, and take up room as if they were here */
 	uint32_t n_waiting; /* users in pop */
+	bool crowd;         /* several users wait, or did and one of them has not looked since */
 	int fd;             /* eventfd; written at most once until somebody finds the ring empty */
 	bool signalled;     /* it has been written */
 	bool fd_wanted;     /* somebody polls it */
@@ -45,7 +47,11 @@ void xps_ring_wake(struct xps_ring *ring);
 void xps_ring_stop(struct xps_ring *ring);
 bool xps_ring_stopped(struct xps_ring *ring);
 
-/* See xps_stream_pop(). `*unparked` has a bit for each producer that was parked, now that there is room: wake them. */
+/*
+ * See xps_stream_pop() and xps_stream_pop_ahead(). `*unparked` has a bit for each producer that was parked, once there is
+ * room for a quarter of the ring, for waking one costs as much as many heaps: wake them.
+ */
 int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked);
+int xps_ring_pop_ahead(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked);
 int xps_ring_fd(struct xps_ring *ring);
 uint32_t xps_ring_size(struct xps_ring *ring);

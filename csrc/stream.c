@@ -118,7 +118,19 @@ int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, in
 	if (!xps_stream_is_ours(stream))
 		return -ECHILD;
 	popped = xps_ring_pop(&stream->lanes.ring, heaps, n, timeout_ms, &unparked);
+	if (unparked)
+		xps_lanes_resume(&stream->lanes, unparked);
+	return popped;
+}
 
+int xps_stream_pop_ahead(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms)
+{
+	uint64_t unparked;
+	int popped;
+
+	if (!xps_stream_is_ours(stream))
+		return -ECHILD;
+	popped = xps_ring_pop_ahead(&stream->lanes.ring, heaps, n, timeout_ms, &unparked);
 	if (unparked)
 		xps_lanes_resume(&stream->lanes, unparked);
 	return popped;
@@ -137,6 +149,12 @@ uint64_t xps_stream_ring_size(struct xps_stream *stream)
 bool xps_stream_stopped(struct xps_stream *stream)
 {
 	return !xps_stream_is_ours(stream) || xps_ring_stopped(&stream->lanes.ring);
+}
+
+int xps_stream_failure(struct xps_stream *stream, struct xps_fail *fail)
+{
+	*fail = (struct xps_fail){ 0 };
+	return xps_stream_is_ours(stream) ? xps_lanes_failure(&stream->lanes, fail) : 0;
 }
 
 uint32_t xps_stream_queue_stats(struct xps_stream *stream, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n)

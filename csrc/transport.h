@@ -60,6 +60,11 @@ struct xps_reader_ops {
 	 * NULL: the watches are not looked at while the stream is blocked.
 	 */
 	void (*poll_blocked)(struct xps_reader *reader);
+	/*
+	 * For a source that may go away, or change: see what has become of it. Called by the worker when reader->news is
+	 * readable, and each second besides, whatever the stream is doing; then the reader is called as ever. May be NULL.
+	 */
+	void (*look)(struct xps_reader *reader);
 };
 
 /* One descriptor that a reader waits for. The transport sets watch.fd, the stream all the rest. */
@@ -72,6 +77,7 @@ struct xps_reader {
 	const struct xps_reader_ops *ops;
 	struct xps_reader_watch *watches; /* may be none: poll is called at once, and after each block */
 	uint32_t n_watches;
+	struct xps_watch news;          /* with ops->look the transport sets news.fd, which may be -1 */
 	struct xps_queue_table *queues; /* may be NULL; see stats.h */
 
 	/* the stream's */
@@ -101,6 +107,12 @@ void xps_reader_detach(struct xps_stream *stream, uint32_t lane, struct xps_read
 /* From poll only. Wait for `fd` from now on; the descriptor that the watch has is the reader's to close. 0 or -errno. */
 int xps_reader_watch_instead(struct xps_reader_watch *watch, int fd);
 
+/*
+ * From poll, which then returns XPS_POLL_END: the source has come to an end that its user did not want, and shall be told
+ * of. The first one to say so in a stream that has not ended is heard.
+ */
+void xps_reader_fail(struct xps_reader *reader, const struct xps_fail *why);
+
 /* From close only: have add_stats() called once more. */
 void xps_reader_settle(struct xps_reader *reader);
 
@@ -117,7 +129,5 @@ void xps_reader_count(struct xps_reader *reader, int stat, uint64_t n);
 void xps_reader_log_error(struct xps_reader *reader, int err);
 /* Tell the log that the kernel dropped `n` packets because the socket's buffer was full. */
 void xps_reader_log_drops(struct xps_reader *reader, uint64_t n);
-/* Put a sentence of about 250 bytes at most into the log, as a warning; for what happens once in a reader's life. */
-void xps_reader_warn(struct xps_reader *reader, const char *text);
-/* From poll, which then returns XPS_POLL_END: the source has come to an end that its user did not want. */
-void xps_reader_fail(struct xps_reader *reader, const struct xps_fail *why);
+/* Put a sentence of about 250 bytes at most into the log; for what seldom happens. Level: enum xps_log_level. */
+void xps_reader_tell(struct xps_reader *reader, int level, const char *text);

@@ -259,13 +259,13 @@ static void warn_of_losses(struct pcap_reader *p)
 		return;
 	snprintf(text, sizeof(text), "capture file %s: %llu of %llu packets could not be used: %s", p->name,
 		 (unsigned long long)n, (unsigned long long)p->n_read, reasons);
-	xps_reader_warn(&p->base, text);
+	xps_reader_tell(&p->base, XPS_LOG_WARNING, text);
 	if (p->has_filter && p->n_lost[XPS_STAT_PCAP_FRAGMENTS]) {
 		snprintf(text, sizeof(text),
 			 "capture file %s: a filter that names ports drops all fragments but the first; name addresses "
 			 "instead",
 			 p->name);
-		xps_reader_warn(&p->base, text);
+		xps_reader_tell(&p->base, XPS_LOG_WARNING, text);
 	}
 }
 
@@ -276,7 +276,7 @@ static void warn_of_damage(struct pcap_reader *p)
 
 	snprintf(text, sizeof(text), "capture file %s: only the first %llu packets could be read: %s", p->name,
 		 (unsigned long long)p->n_read, damage ? damage : pcap_geterr(p->pcap));
-	xps_reader_warn(&p->base, text);
+	xps_reader_tell(&p->base, XPS_LOG_WARNING, text);
 }
 
 static void capture_close(struct xps_reader *reader)

@@ -13,6 +13,9 @@
  * While the stream is blocked, poll_blocked() moves what arrives out of the rings, so that the reader keeps to its share
  * of the frames of a queue that others read too.
  *
+ * The first reader watches the interface (xdp_watch.h), for all. When no packet can come from it any more, each reader first
+ * hands on what its rings hold; the last one to have done so ends the stream, with an error that says why.
+ *
  * Readers are closed each by its own worker. The first one takes the slot out of the maps, for all of them, and the
  * others wait until that is done; so when a reader counts for the last time, its counters have their last values. The
  * last one gives the slot back.
@@ -31,6 +34,7 @@
 #include "stats.h"
 #include "transport.h"
 #include "xdp_socket.h"
+#include "xdp_watch.h"
 
 enum {
 	ROUNDS = 4, /* batches of each queue before other readers have their turn */
@@ -50,6 +54,7 @@ struct xdp_reader {
 	uint32_t looks; /* at empty rings, in a row */
 	bool slept;     /* the last poll() ended in XPS_POLL_WAIT */
 	bool told_no_napi;
+	bool drained; /* the source is gone, and all that came from it has been handed on */
 
 	/* the batch in hand */
 	struct xps_xdp_socket *current;
@@ -58,7 +63,7 @@ struct xdp_reader {
 	struct xps_view pieces[XPS_XDP_HELD];
 	uint32_t n_pieces;
 
-	int kick_fd; /* readable: a reader has joined one of our queues */
+	int kick_fd; /* readable: a reader has joined one of our queues, or the source is gone */
 	atomic_bool kicked;
 	int lifeline_fd; /* see xdp_port.h */
 	bool abandoned;  /* it has hung up, while the stream was blocked */
@@ -73,6 +78,12 @@ struct xdp_source {
 	uint32_t *owners; /* of each queue of the interface: the reader that counts for it, the first one if none reads it */
 	struct xps_steer_counters *counters; /* one for each queue of the interface, used under the stream's lock */
 	atomic_uint refs;
+
+	struct xps_xdp_watch watch; /* the first reader's */
+	uint32_t taken;             /* where the RX rings of the first reader were when it last looked */
+	struct xps_fail why;        /* written before `gone` is set */
+	atomic_bool gone;           /* no packet comes any more */
+	atomic_uint n_undrained;    /* readers that are not `drained` */
 
 	pthread_mutex_t lock;
 	/* Set under the lock: the slot is in no map any more, and no packet is on its way from there. */
@@ -199,7 +210,7 @@ static void tell_no_napi(struct xdp_reader *r, const struct xps_xdp_socket *s)
 		"interrupts, as without busy_poll",
 		r->source->port->name, s->queue->index,
 		r->source->port->program.mode == XPS_XDP_NATIVE ? "native" : "generic");
-	xps_reader_warn(&r->reader, text);
+	xps_reader_tell(&r->reader, XPS_LOG_WARNING, text);
 }
 
 /* Call the drivers that can be called. False if there is none, or the interface is down: then the worker may sleep. */
@@ -261,43 +272,17 @@ static enum outcome poll_round(struct xdp_reader *r)
 	return all;
 }
 
-/* An error on a socket (the interface went down or away) keeps it ready until somebody reads it. */
+/* An error on a socket keeps it ready until somebody reads it. The one of an interface that is gone tells the watch better. */
 static void clear_errors(struct xdp_reader *r)
 {
 	for (uint32_t i = 0; i < r->n_sockets; i++) {
 		int err = 0;
 		socklen_t length = sizeof(err);
 
-		if (!getsockopt(r->sockets[i].fd, SOL_SOCKET, SO_ERROR, &err, &length) && err)
+		if (!getsockopt(r->sockets[i].fd, SOL_SOCKET, SO_ERROR, &err, &length) && err && err != ENETDOWN)
 			xps_reader_log_error(&r->reader, err);
 	}
 }
-
-/* ---------------------------------------------------------------- whoever has the program has gone */
-
-static bool is_abandoned(struct xdp_reader *r)
-{
-	struct pollfd lifeline = { .fd = r->lifeline_fd };
-
-	if (!r->abandoned && r->lifeline_fd >= 0)
-		r->abandoned = poll(&lifeline, 1, 0) > 0;
-	return r->abandoned;
-}
-
-/* No packet will come any more. */
-static enum xps_poll end_abandoned(struct xdp_reader *r)
-{
-	struct xps_fail why;
-
-	xps_fail_set(&why, EPIPE, "ask xdpspead-helper",
-		     "%s: xdpspead-helper has ended or has taken back what it gave; no packet comes any more, and the "
-		     "stream ends",
-		     r->source->port->name);
-	xps_reader_fail(&r->reader, &why);
-	return XPS_POLL_END;
-}
-
-/* ---------------------------------------------------------------- polling, one turn */
 
 static void clear_kick(struct xdp_reader *r)
 {
@@ -324,6 +309,116 @@ static enum xps_poll rest(struct xdp_reader *r)
 	return XPS_POLL_WAIT;
 }
 
+/* ---------------------------------------------------------------- the interface goes away */
+
+static void tell_change(void *user, int level, const char *text)
+{
+	struct xdp_reader *first = user;
+
+	xps_reader_tell(&first->reader, level, text);
+}
+
+/* Have the other readers polled. */
+static void kick_others(struct xdp_source *source)
+{
+	const uint64_t one = 1;
+
+	for (uint32_t i = 1; i < source->n_readers; i++) {
+		/* Cannot fail but by overflow, and then it is readable anyway. */
+		if (write(source->readers[i].kick_fd, &one, sizeof(one)) >= 0 || errno == EAGAIN)
+			atomic_store(&source->readers[i].kicked, true);
+	}
+}
+
+/* Whether packets have come since the last call. */
+static bool have_come(struct xdp_reader *r)
+{
+	const uint32_t before = r->source->taken;
+
+	r->source->taken = 0;
+	for (uint32_t i = 0; i < r->n_sockets; i++)
+		r->source->taken += r->sockets[i].rx.mine;
+	return r->source->taken != before;
+}
+
+/* No packet comes any more, whatever it was that told us. */
+static void lose_source(struct xdp_reader *r, const struct xps_fail *why)
+{
+	struct xdp_source *source = r->source;
+	bool first;
+
+	pthread_mutex_lock(&source->lock);
+	first = !atomic_load(&source->gone);
+	if (first)
+		source->why = *why;
+	atomic_store(&source->gone, true);
+	pthread_mutex_unlock(&source->lock);
+	if (!first)
+		return;
+	xps_reader_tell(&r->reader, XPS_LOG_ERROR, why->text);
+	kick_others(source);
+}
+
+/* Nobody tells when the program is taken off; but then nothing comes, and so only then it is asked. */
+static void reader_look(struct xps_reader *reader)
+{
+	struct xdp_reader *r = reader_of(reader);
+	struct xdp_source *source = r->source;
+	struct xps_fail why;
+	int came;
+
+	if (r->index || atomic_load(&source->gone))
+		return;
+	came = xps_xdp_watch_read(&source->watch, &why);
+	if (came < 0) {
+		lose_source(r, &why);
+	} else if (!came && !have_come(r)) { /* a second is over, and not just an answer there */
+		xps_xdp_watch_ask(&source->watch);
+	}
+}
+
+/*
+ * Whether the helper has hung up. From then on its descriptor would be ready all the time. Every reader has one, so each
+ * finds out by itself.
+ */
+static bool is_abandoned(struct xdp_reader *r)
+{
+	struct pollfd lifeline = { .fd = r->lifeline_fd };
+
+	if (r->lifeline_fd < 0 || r->abandoned)
+		return r->abandoned;
+	r->abandoned = poll(&lifeline, 1, 0) > 0;
+	if (r->abandoned)
+		xps_reader_watch_instead(&r->reader.watches[0], -1);
+	return r->abandoned;
+}
+
+static void lose_helper(struct xdp_reader *r)
+{
+	struct xps_fail why;
+
+	xps_fail_set(&why, EPIPE, "ask xdpspead-helper",
+		     "%s: xdpspead-helper has ended or has taken back what it gave; no packet comes any more, and the "
+		     "stream ends",
+		     r->source->port->name);
+	lose_source(r, &why);
+}
+
+/* The rings are empty, and nothing will come into them. The last reader of whom that is true ends the stream. */
+static enum xps_poll drained(struct xdp_reader *r)
+{
+	const bool first_time = !r->drained;
+
+	r->drained = true;
+	clear_errors(r); /* of sockets that the kernel has unbound */
+	if (!first_time || atomic_fetch_sub(&r->source->n_undrained, 1) != 1)
+		return XPS_POLL_WAIT;
+	xps_reader_fail(&r->reader, &r->source->why);
+	return XPS_POLL_END;
+}
+
+/* ---------------------------------------------------------------- called by the worker */
+
 static enum xps_poll reader_poll(struct xps_reader *reader)
 {
 	struct xdp_reader *r = reader_of(reader);
@@ -335,10 +430,12 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 		switch (poll_round(r)) {
 		case EMPTY:
 			if (unlikely(r->slept || r->abandoned) && is_abandoned(r))
-				return end_abandoned(r);
+				lose_helper(r);
 			if (r->slept)
 				clear_errors(r);
 			r->slept = false;
+			if (unlikely(atomic_load_explicit(&r->source->gone, memory_order_acquire)))
+				return drained(r);
 			if (!busy_poll(r))
 				return rest(r);
 			break;
@@ -358,9 +455,7 @@ static void reader_poll_blocked(struct xps_reader *reader)
 	struct xdp_reader *r = reader_of(reader);
 
 	clear_kick(r);
-	/* It would be ready all the time, until somebody makes room and poll() can end the stream. */
-	if (unlikely(r->lifeline_fd >= 0) && !r->abandoned && is_abandoned(r))
-		xps_reader_watch_instead(&reader->watches[0], -1);
+	is_abandoned(r); /* poll() ends the stream, when there is room */
 	for (uint32_t i = 0; i < r->n_sockets; i++)
 		absorb(&r->sockets[i]);
 }
@@ -459,6 +554,11 @@ static void source_free(struct xdp_source *source)
 		return;
 	if (source->slot >= 0)
 		xps_xdp_port_give_slot(source->port, source->slot);
+	/* Not with the reader: until here the first one may be about to kick it. */
+	for (uint32_t i = 0; i < source->n_readers; i++)
+		if (source->readers[i].kick_fd >= 0)
+			close(source->readers[i].kick_fd);
+	xps_xdp_watch_close(&source->watch);
 	xps_xdp_port_free(source->port);
 	pthread_mutex_destroy(&source->lock);
 	free(source->owners);
@@ -477,8 +577,6 @@ static void reader_close(struct xps_reader *reader)
 	}
 	for (uint32_t i = 0; i < r->n_sockets; i++)
 		xps_xdp_socket_close(&r->sockets[i]);
-	if (r->kick_fd >= 0)
-		close(r->kick_fd);
 	if (r->lifeline_fd >= 0)
 		close(r->lifeline_fd);
 	if (!r->attached)
@@ -495,6 +593,7 @@ static const struct xps_reader_ops xdp_ops = {
 	.close = reader_close,
 	.add_stats = reader_add_stats,
 	.poll_blocked = reader_poll_blocked,
+	.look = reader_look,
 };
 
 static int check_config(const struct xps_xdp_reader_config *config, struct xps_fail *fail)
@@ -537,6 +636,7 @@ static int reader_init(struct xdp_reader *r, struct xdp_source *source, const st
 	r->max_size = config->max_size;
 	r->max_poll = config->max_poll > 0 ? (uint32_t)config->max_poll : 0;
 	r->kick_fd = r->lifeline_fd = -1;
+	r->reader.news.fd = -1;
 	atomic_init(&r->kicked, false);
 	r->sockets = calloc(n_sockets, sizeof(r->sockets[0]));
 	r->reader.watches = calloc((size_t)n_sockets + 2, sizeof(r->reader.watches[0]));
@@ -564,9 +664,12 @@ static struct xdp_source *source_new(struct xps_xdp_port *port, const struct xps
 	xps_xdp_port_ref(port);
 	source->port = port;
 	source->slot = -1;
+	source->watch.fd = -1;
 	pthread_mutex_init(&source->lock, NULL);
 	source->n_readers = config->n_workers;
 	atomic_init(&source->refs, 1 + source->n_readers);
+	atomic_init(&source->gone, false);
+	atomic_init(&source->n_undrained, source->n_readers);
 	source->owners = calloc((size_t)port->config.n_queues, sizeof(source->owners[0]));
 	source->counters = calloc((size_t)port->config.n_queues, sizeof(source->counters[0]));
 	for (uint32_t i = 0; i < source->n_readers; i++) {
@@ -601,6 +704,7 @@ static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xd
 		       struct xps_fail *fail)
 {
 	const struct xps_xdp_queue_config queue_config = { .buffer_size = config->buffer_size,
+							   .n_alike = config->n_queues,
 							   .zero_copy = config->zero_copy,
 							   .slot = r->source->slot };
 	struct xps_xdp_socket *s = &r->sockets[r->n_sockets];
@@ -650,6 +754,38 @@ static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config 
 	return err;
 }
 
+/* The largest MTU whose packets fit all frames; 0 if all do. */
+static int max_mtu(const struct xdp_reader *r)
+{
+	int max = 0;
+
+	for (uint32_t i = 0; i < r->n_sockets; i++) {
+		const int fits = xps_xdp_queue_max_mtu(r->sockets[i].queue);
+
+		max = !max || (fits && fits < max) ? fits : max;
+	}
+	return max;
+}
+
+/* After the sockets: what happens to the interface from here on is told. */
+static int watch_interface(struct xdp_source *source, struct xps_fail *fail)
+{
+	struct xps_xdp_watch *watch = &source->watch;
+	struct xdp_reader *first = &source->readers[0];
+	int err;
+
+	watch->ifindex = source->port->config.ifindex;
+	watch->program_id = source->port->program.id;
+	watch->max_mtu = max_mtu(first);
+	watch->mtu = source->port->config.mtu;
+	watch->tell = tell_change;
+	watch->user = first;
+	memcpy(watch->name, source->port->name, sizeof(watch->name));
+	err = xps_xdp_watch_open(watch, fail);
+	first->reader.news.fd = watch->fd;
+	return err;
+}
+
 static int source_open(struct xdp_source *source, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
 {
 	int err;
@@ -660,6 +796,8 @@ static int source_open(struct xdp_source *source, const struct xps_xdp_reader_co
 	err = xps_xdp_port_keep_joined(source->port, source->slot, config->joined, config->n_joined, fail);
 	for (uint32_t i = 0; i < source->n_readers && !err; i++)
 		err = reader_open(&source->readers[i], config, fail);
+	if (!err)
+		err = watch_interface(source, fail);
 	if (err)
 		return err;
 	/* Last: from here on packets come. */

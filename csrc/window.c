@@ -139,7 +139,7 @@ static void discard(struct xps_window *window, struct xps_heap *heap)
 static void emit(struct xps_window *window, struct xps_heap *heap)
 {
 	window->stats[XPS_STAT_HEAPS]++;
-	xps_heap_finish(heap, &window->config.rules);
+	heap = xps_heap_finish(heap, &window->config.rules);
 	if (window->config.contiguous_only && !(heap->flags & XPS_HEAP_CONTIGUOUS))
 		discard(window, heap);
 	else
@@ -195,7 +195,7 @@ static void open_heap(struct xps_window *window, const struct xps_packet *packet
 		window->stats[XPS_STAT_INCOMPLETE_HEAPS_EVICTED]++;
 		emit(window, victim);
 	}
-	heap = xps_heap_new(packet);
+	heap = xps_heap_open(packet, &window->config.rules);
 	if (unlikely(!heap)) {
 		refuse(window, packet, XPS_STAT_NO_MEMORY);
 		return;

@@ -257,8 +257,9 @@ static int attach_fail(int err, const struct xps_xdp_port_config *config, bool f
 	case EEXIST:
 		return xps_fail_set(
 			fail, EBUSY, step,
-			"Another XDP program (id %u) is attached to %s. See whose it is with 'bpftool prog show "
-			"id %u' and end that process, or take it off with 'ip link set dev %s xdp off'.",
+			"Another XDP program (id %u) is attached to %s, which can have one. End the process that it "
+			"belongs to ('bpftool prog show id %u' names it); if it belongs to none, take it off with 'ip "
+			"link set dev %s xdp off'.",
 			attached_program(config->ifindex), name, attached_program(config->ifindex), name);
 	case ENODEV:
 		return xps_fail_set(fail, err, step, "There is no interface with index %d in this network namespace.",

@@ -57,6 +57,11 @@ static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, stru
 	return 0;
 }
 
+int xps_xdp_queue_max_mtu(const struct xps_xdp_queue *queue)
+{
+	return queue->multi_buffer ? 0 : (int)queue->frame_size - KERNEL_HEADROOM - LINK_OVERHEAD;
+}
+
 static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
 {
 	return (struct xps_xdp_place){
@@ -64,6 +69,7 @@ static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
 		.name = queue->port->name,
 		.queue = queue->index,
 		.once = queue->port->config.for_others,
+		.n_alike = queue->n_alike,
 	};
 }
 
@@ -122,7 +128,7 @@ static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail
 	if (err == EBUSY)
 		return xps_fail_set(fail, err, step,
 				    "queue %u of %s is bound by another AF_XDP socket: another process's, or a "
-				    "sender's. Stop that, or choose other queues.",
+				    "sender's ('ss --xdp --processes' lists them). Stop that, or choose other queues.",
 				    place.queue, place.name);
 	if (queue->zero_copy && !ordinary)
 		return xps_fail_set(
@@ -214,6 +220,7 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, const struct xp
 		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a queue.");
 	queue->port = port;
 	queue->index = index;
+	queue->n_alike = config->n_alike;
 	queue->fd = -1;
 	pthread_mutex_init(&queue->lock, NULL);
 	err = port->ops->open_queue ? port->ops->open_queue(queue, config, fail)
@@ -275,10 +282,9 @@ static void kick(const struct xps_xdp_member *member)
 {
 	const uint64_t one = 1;
 
-	atomic_store(member->kicked, true);
 	/* cannot fail but by overflow, and then it is readable anyway */
-	if (write(member->kick_fd, &one, sizeof(one)) < 0)
-		return;
+	if (write(member->kick_fd, &one, sizeof(one)) >= 0 || errno == EAGAIN)
+		atomic_store(member->kicked, true); /* after it: who sees it reads, and once only */
 }
 
 static void add_member(struct xps_xdp_queue *queue, struct xps_xdp_member *member)

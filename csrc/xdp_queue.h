@@ -27,7 +27,7 @@
 /* A reader's membership in a queue; part of its socket. */
 struct xps_xdp_member {
 	int kick_fd;         /* eventfd, may be the same for all queues of a reader */
-	atomic_bool *kicked; /* set before kick_fd is written */
+	atomic_bool *kicked; /* set when kick_fd has been written */
 	uint64_t fill_empty; /* credited so far */
 	uint64_t rx_invalid;
 	struct xps_xdp_member *next;
@@ -35,8 +35,9 @@ struct xps_xdp_member {
 
 struct xps_xdp_queue_config {
 	uint64_t buffer_size;
-	int zero_copy; /* as in struct xps_xdp_reader_config */
-	int slot;      /* of the reader */
+	uint32_t n_alike; /* as in struct xps_xdp_place */
+	int zero_copy;    /* as in struct xps_xdp_reader_config */
+	int slot;         /* of the reader */
 	/*
 	 * Where the port is for others: memory for the frames, the caller's until the queue is open, then the queue's. If it
 	 * is too little, or not there yet, the queue is not opened: -EAGAIN, and `wanted` says how much is needed.
@@ -47,7 +48,7 @@ struct xps_xdp_queue_config {
 
 struct xps_xdp_queue {
 	struct xps_xdp_port *port;
-	uint32_t index;
+	uint32_t index, n_alike;
 
 	uint8_t *frames;
 	uint32_t frame_size; /* power of two */
@@ -78,6 +79,9 @@ void xps_xdp_queue_wakeup(struct xps_xdp_queue *queue, int fd, bool last);
 /* Bring the members' credits up to date and read this one's. */
 void xps_xdp_queue_credits(struct xps_xdp_queue *queue, struct xps_xdp_member *member, uint64_t *fill_empty,
 			   uint64_t *rx_invalid);
+
+/* The largest MTU whose packets fit its frames; 0 if all do, in several frames. */
+int xps_xdp_queue_max_mtu(const struct xps_xdp_queue *queue);
 
 /* Frames that one reader may hold. */
 static inline uint32_t xps_xdp_queue_share(const struct xps_xdp_queue *queue)

@@ -155,6 +155,7 @@ int xps_xdp_frames_register(int fd, const uint8_t *frames, size_t size, uint32_t
 		.len = size,
 		.chunk_size = frame_size,
 	};
+	const size_t all = size * (place->n_alike ? place->n_alike : 1);
 	struct rlimit limit = { 0 };
 
 	if (!setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)))
@@ -165,10 +166,10 @@ int xps_xdp_frames_register(int fd, const uint8_t *frames, size_t size, uint32_t
 	getrlimit(RLIMIT_MEMLOCK, &limit);
 	return xps_fail_set(
 		fail, ENOBUFS, step,
-		"Locking %zu bytes of packet memory for queue %u of %s goes beyond RLIMIT_MEMLOCK (%llu bytes "
-		"for all of this user's queues). Raise it (ulimit -l), grant CAP_IPC_LOCK, or use a smaller "
-		"buffer_size.",
-		size, place->queue, place->name, (unsigned long long)limit.rlim_cur);
+		"Locking %zu bytes of packet memory for queue %u of %s goes beyond RLIMIT_MEMLOCK, which is %llu "
+		"bytes for all AF_XDP sockets of this user. %zu bytes are needed here in all: raise it ('ulimit -l "
+		"%zu', or 'LimitMEMLOCK=%zu' in a systemd unit), grant CAP_IPC_LOCK, or use a smaller buffer_size.",
+		size, place->queue, place->name, (unsigned long long)limit.rlim_cur, all, (all + 1023) / 1024, all);
 }
 
 /* ---------------------------------------------------------------- rings */

@@ -22,7 +22,8 @@ struct xps_xdp_place {
 	int ifindex;
 	const char *name; /* of the interface */
 	uint32_t queue;
-	bool once; /* do not wait until somebody else has let go of it */
+	bool once;        /* do not wait until somebody else has let go of it */
+	uint32_t n_alike; /* queues that are opened in one go, each with as much memory; 0 is as good as 1 */
 };
 
 bool xps_kernel_at_least(unsigned major, unsigned minor);

@@ -110,10 +110,13 @@ int64_t xps_pool_cpu_ns(struct xps_pool *pool);
 /* ---------------------------------------------------------------- heaps */
 
 enum xps_heap_flag {
-	XPS_HEAP_CONTIGUOUS = 1, /* every byte is there: otherwise an incomplete heap without payload */
-	XPS_HEAP_START = 2,      /* has a stream control item that starts the stream */
-	XPS_HEAP_STOP = 4,       /* has one that stops it */
+	XPS_HEAP_CONTIGUOUS = 1,  /* every byte is there: otherwise an incomplete heap without payload */
+	XPS_HEAP_START = 2,       /* has a stream control item that starts the stream */
+	XPS_HEAP_STOP = 4,        /* has one that stops it */
+	XPS_HEAP_DESCRIPTORS = 8, /* has item descriptors; known once xps_heap_items() has been called */
 };
+
+enum { XPS_FEW_ITEMS = 64 };
 
 /* A finished heap. Its user reads the first group of fields and owns it; the rest is the core's. */
 struct xps_heap {
@@ -131,6 +134,7 @@ struct xps_heap {
 	uint64_t *ranges;   /* n_ranges pairs: first byte, byte after the last */
 	uint64_t min_size;  /* highest byte that anything in the heap refers to */
 	uint64_t capacity;  /* bytes allocated at `payload` */
+	uint8_t *home; /* the payload, this one or an earlier one, that this struct lies in front of; NULL: malloc */
 	uint32_t pointers_capacity;
 	uint32_t ranges_capacity;
 	uint32_t slot; /* where the window keeps it */
@@ -142,10 +146,10 @@ struct xps_heap {
 
 struct xps_item {
 	uint64_t id;
+	uint64_t immediate; /* 0 or 1; as wide as the rest so that an array of items is an array of uint64_t */
 	uint64_t value;     /* of an immediate */
 	uint64_t offset;    /* of an addressed item, in the payload */
 	uint64_t length;    /* of an addressed item, bytes */
-	uint64_t immediate; /* 0 or 1; as wide as the rest so that an array of items is an array of uint64_t */
 };
 
 void xps_heap_free(struct xps_heap *heap);
@@ -154,6 +158,17 @@ void xps_heap_free(struct xps_heap *heap);
  * and NULL items are left out. Returns how many were written. Not for use by two threads at once on one heap.
  */
 int xps_heap_items(struct xps_heap *heap, struct xps_item *items);
+/* What somebody asks who wants all of a heap. In Python a call costs as much as all that it does. */
+struct xps_heap_contents {
+	uint64_t n_items;
+	uint64_t flags; /* enum xps_heap_flag, XPS_HEAP_DESCRIPTORS too */
+	uint64_t size;  /* bytes of payload */
+	uint64_t start; /* where the payload starts in the memory at `heap`; 0: it is elsewhere, or there is none */
+	uint64_t address_bits;
+	struct xps_item items[XPS_FEW_ITEMS];
+};
+/* Returns the number of items, or -ENOSPC: there may be more than XPS_FEW_ITEMS. In that case all but the items is told. */
+int xps_heap_read(struct xps_heap *heap, struct xps_heap_contents *contents);
 /* A second reference to the payload, which then outlives the heap. Give it back with xps_payload_free(). */
 uint8_t *xps_heap_take_payload(struct xps_heap *heap);
 
@@ -282,10 +297,21 @@ void xps_stream_free(struct xps_stream *stream);
  * forked child.
  */
 int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
+/*
+ * The same for a user who wants one heap and keeps the others for later: these take up room in the ring until somebody
+ * pops again, so that no more than `ring_heaps` finished heaps wait for the user, here and there. Pops at most half of
+ * what the ring can hold, but at least one.
+ */
+int xps_stream_pop_ahead(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
 /* A descriptor that is readable while heaps are waiting and once the stream has stopped. Not to be read from. */
 int xps_stream_fd(struct xps_stream *stream);
 uint64_t xps_stream_ring_size(struct xps_stream *stream);
 bool xps_stream_stopped(struct xps_stream *stream);
+/*
+ * Why the stream has stopped: 0 if the user wanted it, or the sender said so, or its source was read to the end. Otherwise
+ * a negative errno, and `fail` says what became of the source: for whoever finds the ring empty.
+ */
+int xps_stream_failure(struct xps_stream *stream, struct xps_fail *fail);
 /* Whether this process made the stream; false in a forked child. */
 bool xps_stream_is_ours(struct xps_stream *stream);
 /* A consistent snapshot, XPS_N_STATS values. */

@@ -68,8 +68,11 @@ class FakeHeap:
             if item_id == 5
         ]
 
-    def _entries(self) -> tuple[bytearray | None, list[tuple[int, bool, int, int, int]]]:
-        return self.payload, [
+    def _contents(self) -> tuple[list[memoryview], bytearray | None, int, list[tuple]]:
+        return self._descriptor_packets(), self.payload, 0, self._entries()
+
+    def _entries(self) -> list[tuple[int, bool, int, int, int]]:
+        return [
             *((i, False, 0, offset, length) for i, offset, length in self.addressed if i != 5),
             *((i, True, number, 0, 0) for number, i in self.immediates if i not in (0, 5)),
         ]
@@ -78,11 +81,10 @@ class FakeHeap:
         return parse_packets(self._descriptor_packets(), self.flavour.bug_compat)
 
     def get_items(self) -> list[RawItem]:
-        payload, entries = self._entries()
         width = self.flavour.heap_address_bits // 8
         return [
-            raw_item(item_id, immediate, number, payload, offset, length, width)
-            for item_id, immediate, number, offset, length in entries
+            raw_item(item_id, immediate, number, self.payload, offset, length, width)
+            for item_id, immediate, number, offset, length in self._entries()
         ]
 
 

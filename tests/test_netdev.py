@@ -47,6 +47,10 @@ def test_loopback_has_no_zero_copy():
     assert _netdev.xdp_features(socket.if_nametoindex("lo")) == _netdev.XdpFeatures(False, 0)
 
 
+def test_loopback_has_no_interrupts():
+    assert _netdev.queue_interrupts(socket.if_nametoindex("lo")) == frozenset()
+
+
 def test_kernel_that_does_not_know_the_family_tells_nothing(monkeypatch):
     def ask(message: bytes) -> list[dict[int, bytes]]:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")

@@ -600,6 +600,7 @@ def test_payload_is_released_after_the_send(rig):
     run(main)
 
 
+@pytest.mark.timing
 @on_udp
 def test_heaps_of_a_stream_that_is_dropped_are_still_sent(rig):
     async def main() -> None:

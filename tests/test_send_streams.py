@@ -22,7 +22,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -653,22 +653,28 @@ def waited() -> float:
     return total / 1e9
 
 
-def assert_rate(rate: float, part: float, measure: Any) -> None:
-    """Check a rate: it is never higher, by `part` of it, and lower only if processors are busy.
+def assert_rate(rate: float, part: float, measure: Callable[[float], int]) -> None:
+    """Check a rate: it is never higher, by `part` of it, and lower only if the machine is busy.
 
-    `measure` sends something and returns its bytes, less those of the first burst.
+    `measure` sends something at a rate (0: as fast as it can) and returns its bytes, less those of
+    the first burst. A machine that is itself used by others may be slow without telling us, so a
+    lower rate counts only if the same bytes, sent at once afterwards, come well above it.
     """
+
+    def measured(asked: float) -> float:
+        start = time.monotonic()
+        return measure(asked) / (time.monotonic() - start)
+
     rates: list[float] = []
     for _ in range(6):
         before, start = waited(), time.monotonic()
-        n_bytes = measure()
-        seconds = time.monotonic() - start
-        lost = waited() - before
-        assert n_bytes / seconds < (1 + part) * rate
-        if n_bytes / seconds > (1 - part) * rate:
+        obtained = measured(rate)
+        lost = (waited() - before) / (time.monotonic() - start)
+        assert obtained < (1 + part) * rate
+        if obtained > (1 - part) * rate:
             return
-        if lost < part * seconds / 2:
-            rates.append(n_bytes / seconds)
+        if lost < part / 2 and measured(0.0) > 1.25 * rate:
+            rates.append(obtained)
         assert len(rates) < 3, f"{rates} bytes/s, not {rate}, although there was a processor"
     pytest.skip("other processes keep the processors busy")
 
@@ -679,8 +685,8 @@ def assert_rate(rate: float, part: float, measure: Any) -> None:
 def test_rate_is_kept(rig, method):
     heap = heap_of(500_000)
 
-    def measure() -> int:
-        sender = rig.open(rig.sink(), rate=1e6, burst_size=2000, rate_method=method)
+    def measure(rate: float) -> int:
+        sender = rig.open(rig.sink(), rate=rate, burst_size=2000, rate_method=method)
         return int(sender.send_heap(heap)) - 2000
 
     assert_rate(1e6, 0.01, measure)
@@ -692,13 +698,13 @@ def test_packets_of_1_kib_at_a_rate(pool, pps):
     """For a second, to a socket that nobody reads. spead2 does not always come to 500,000."""
     packet = 1024 + HEADER
     rate = float(pps * packet)
-    config = send.StreamConfig(
-        max_packet_size=packet, max_heaps=64, rate=rate, burst_size=32 * packet
-    )
     heap = even_heap(pps // 50)
     with udp_socket() as sock:
 
-        def measure() -> int:
+        def measure(rate: float) -> int:
+            config = send.StreamConfig(
+                max_packet_size=packet, max_heaps=64, rate=rate, burst_size=32 * packet
+            )
             sender = send.UdpStream(pool, [sock.getsockname()], config)
             return int(sender.send_heaps([reference(heap)] * 50, SERIAL)) - 32 * packet
 
@@ -717,8 +723,8 @@ def udp_socket() -> socket.socket:
 def test_rate_counts_headers_and_payload(rig):
     """Small heaps: a third of their packets' bytes are payload."""
 
-    def measure() -> int:
-        sender = rig.open(rig.sink(), rate=200e3, burst_size=500)
+    def measure(rate: float) -> int:
+        sender = rig.open(rig.sink(), rate=rate, burst_size=500)
         sent = sum(sender.send_heap(heap_of(24)) for _ in range(1000))
         assert sent == 1000 * (HEADER + 24)
         return int(sent) - 500
@@ -726,6 +732,7 @@ def test_rate_counts_headers_and_payload(rig):
     assert_rate(200e3, 0.03, measure)
 
 
+@pytest.mark.timing
 @only("bytes")
 def test_rate_of_one_heap(rig):
     sender = rig.open(rig.sink(), rate=100e3, burst_size=1000)
@@ -735,6 +742,7 @@ def test_rate_of_one_heap(rig):
     assert took(lambda: sender.send_heap(heap_of(30_000))) > 0.25
 
 
+@pytest.mark.timing
 @only("bytes")
 def test_rate_of_one_heap_where_the_stream_has_none(rig):
     sender = rig.open(rig.sink(), burst_size=1000)
@@ -742,6 +750,7 @@ def test_rate_of_one_heap_where_the_stream_has_none(rig):
     assert took(lambda: sender.send_heap(heap_of(300_000))) < 1.0
 
 
+@pytest.mark.timing
 @only("bytes")
 @pytest.mark.parametrize("mode", [SERIAL, ROUND_ROBIN], ids=["serial", "round-robin"])
 def test_rates_within_a_group(rig, mode):
@@ -814,6 +823,7 @@ PAUSED_SENDER = """
 """
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("ratio", [1.05, 1.5])
 def test_delay_is_caught_up_at_the_burst_rate(ratio):
     """The process is stopped for 150 ms, so that 1500 packets are due when it goes on."""
@@ -1465,6 +1475,7 @@ INTERRUPTED = """
 """
 
 
+@pytest.mark.timing
 @pytest.mark.ours
 def test_interrupt_ends_a_long_call_and_the_stream_goes_on():
     """spead2 crashes."""

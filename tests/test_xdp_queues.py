@@ -21,9 +21,6 @@ from pathlib import Path
 import pytest
 from target import (
     DEADLINE,
-    PARSER_REASONS,
-    REASONS,
-    XDP,
     descriptors,
     drain,
     in_thread,
@@ -44,7 +41,7 @@ from wire import pattern, simple_heap, stop_packet
 pytestmark = [pytest.mark.ours, pytest.mark.xdp]
 
 if not os.environ.get("XDPSPEAD_TEST_PEER"):
-    from xdplab import Lab
+    from xdplab import Lab, assert_ledger
 
 QUEUES = 4
 PROBES = 16  # more packets than anything else sends meanwhile
@@ -112,16 +109,6 @@ class Senders:
     def send_heap(self, queue, cnt, length=4000):
         for packet in simple_heap(cnt, length).packets(1000):
             self.send(queue, packet.encode())
-
-
-def assert_ledger(stats):
-    """Check that the statistics of a stream that has stopped account for every packet."""
-    count = {short: stats[name] for short, name in XDP.items()}
-    assert count["matched"] == count["redirected"] + count["no_socket"] + count["bad_length"]
-    refused = sum(stats[REASONS[reason]] for reason in PARSER_REASONS)
-    lost = sum(count[name] for name in ("bad_frame", "unread_drops", "rx_dropped", "rx_ring_full"))
-    after_stop = stats["xdpspead.after_stop"]
-    assert count["redirected"] == stats["packets"] + refused + after_stop + lost, stats
 
 
 # All queues into one stream

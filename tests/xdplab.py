@@ -6,6 +6,7 @@ sockets, child processes, the link, the namespaces.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -17,12 +18,26 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
-from target import DEADLINE, new_stream, next_heap, payload, recv, sp, wait_for
+from target import (
+    DEADLINE,
+    PARSER_REASONS,
+    REASONS,
+    XDP,
+    in_thread,
+    new_stream,
+    next_heap,
+    payload,
+    recv,
+    sp,
+    wait_for,
+)
 from wire import pattern, simple_heap
 
 from xdpspead._netlab import VethLab
@@ -36,6 +51,8 @@ _AF_XDP = 44
 _XDP_RX_RING, _XDP_UMEM_REG, _XDP_UMEM_FILL_RING, _XDP_UMEM_COMPLETION_RING = 2, 4, 5, 6
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _BPF_PROG_LOAD, _BPF_PROG_GET_FD_BY_ID, _BPF_LINK_CREATE = 5, 13, 28
+_BPF_LINK_GET_FD_BY_ID, _BPF_LINK_DETACH = 30, 34
+_BPF_NEXT_ID = {"prog_id": 11, "map_id": 12, "link_id": 31}
 _BPF_PROG_TYPE_XDP, _BPF_XDP = 6, 37
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -215,6 +232,14 @@ class Lab:
         finally:
             os.close(program)
 
+    def detach_program(self) -> None:
+        """Take the program off, as ``bpftool link detach`` does."""
+        ours = self.program()
+        for program, fd in _links():
+            if program == ours:
+                _bpf(_BPF_LINK_DETACH, struct.pack("I", fd))
+            os.close(fd)
+
     def occupy_queue(self, queue: int = 0) -> tuple[socket.socket, mmap.mmap]:
         """Bind a foreign AF_XDP socket to a queue, as another process would."""
         with self.rx.enter():
@@ -228,6 +253,61 @@ class Lab:
                 xsk.setsockopt(_SOL_XDP, ring, struct.pack("<I", 64))
             bind_xdp(xsk.fileno(), self.rx.ifindex, queue)
         return xsk, memory
+
+
+class Load:
+    """Traffic that flows all the time: heaps of one packet of 1,000 bytes, numbered as they go.
+
+    They come whether or not anybody receives them, and while the link between the two ends is
+    broken they are not sent.
+
+    Parameters
+    ----------
+    lab : Lab
+        Where.
+    port : int
+        To which port of the receiving end.
+    pause : float
+        Seconds between two packets.
+    most : int
+        It ends by itself after so many.
+    """
+
+    LENGTH = 1000
+
+    def __init__(self, lab: Lab, port: int, pause: float = 0.0005, most: int = 50_000) -> None:
+        with lab.tx.enter():
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._address = (lab.rx.ipv4, port)
+        self._pause, self._most = pause, most
+        self._enough = threading.Event()
+        self.sent = 0  #: how many have been
+
+    def _send(self) -> None:
+        while self.sent < self._most and not self._enough.wait(self._pause):
+            packet = simple_heap(self.sent, self.LENGTH).packets(self.LENGTH)[0].encode()
+            with contextlib.suppress(OSError):
+                self._socket.sendto(packet, self._address)
+                self.sent += 1
+
+    def __enter__(self) -> Self:
+        self._thread = in_thread(self._send)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._enough.set()
+        self._thread.join(DEADLINE)
+        self._socket.close()
+
+
+def assert_ledger(stats: Any) -> None:
+    """Check that the statistics of a stream that has stopped account for every packet."""
+    count = {short: stats[name] for short, name in XDP.items()}
+    assert count["matched"] == count["redirected"] + count["no_socket"] + count["bad_length"]
+    refused = sum(stats[REASONS[reason]] for reason in PARSER_REASONS)
+    lost = sum(count[name] for name in ("bad_frame", "unread_drops", "rx_dropped", "rx_ring_full"))
+    after_stop = stats["xdpspead.after_stop"]
+    assert count["redirected"] == stats["packets"] + refused + after_stop + lost, stats
 
 
 def bind_xdp(fd: int, ifindex: int, queue: int) -> None:
@@ -245,6 +325,50 @@ def _bpf(command: int, attributes: bytes) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"bpf({command}): {os.strerror(number)}")
     return fd
+
+
+def _links() -> Iterator[tuple[int, int]]:
+    """Yield the program of each XDP link that there is, and a descriptor of the link, to close."""
+    for kind, number in _bpf_ids():
+        if kind != "link_id":
+            continue
+        fd = _bpf(_BPF_LINK_GET_FD_BY_ID, struct.pack("I", number))
+        info = dict(
+            line.split(":\t")
+            for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+            if ":\t" in line
+        )
+        yield int(info.get("prog_id", 0)), fd
+
+
+def _bpf_ids() -> set[tuple[str, int]]:
+    found = set()
+    for kind, command in _BPF_NEXT_ID.items():
+        attributes = ctypes.create_string_buffer(128)
+        while not _libc.syscall(_SYS_BPF[os.uname().machine], command, attributes, 128):
+            (number,) = struct.unpack_from("I", attributes, 4)
+            found.add((kind, number))
+            struct.pack_into("II", attributes, 0, number, 0)
+    return found
+
+
+def _bpf_held() -> set[tuple[str, int]]:
+    held = set()
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has just been closed
+            if "bpf" not in os.readlink(fd):
+                continue
+            for line in (fd.parents[1] / "fdinfo" / fd.name).read_text().splitlines():
+                kind, _, number = line.partition(":")
+                if kind in _BPF_NEXT_ID:
+                    held.add((kind, int(number)))
+    return held
+
+
+def bpf_orphans() -> set[tuple[str, int]]:
+    """Return the programs, maps and links that are there though no process holds them."""
+    there = _bpf_ids()
+    return there - _bpf_held() if there else there
 
 
 def program_is_loaded(number: int) -> bool:

@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_features(commands)
+    _add_doctor(commands)
     _add_demo(commands)
     _add_receive(commands)
     return parser
@@ -61,6 +62,32 @@ def _run_features(options: argparse.Namespace) -> int:
 
 def _plain(section: Mapping[str, Feature]) -> dict[str, dict[str, Any]]:
     return {name: dataclasses.asdict(feature) for name, feature in section.items()}
+
+
+def _add_doctor(commands: Any) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="what stands between this machine and the full rate",
+        description=(
+            "Look at the machine and an interface, change nothing, and print what loses packets, "
+            "what costs performance and what is good, with the commands that mend it."
+        ),
+        epilog=(
+            "Exit status: 0 if nothing was found that loses packets, 1 if something was, 2 for a "
+            "wrong command line. Root sees more."
+        ),
+    )
+    command.add_argument(
+        "interface", nargs="?", default="", help="its name (default: all, a line for each)"
+    )
+    command.add_argument("--json", action="store_true", help="print it as one JSON object")
+    command.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(options: argparse.Namespace) -> int:
+    from xdpspead import _doctor
+
+    return _doctor.run(options.interface, as_json_object=options.json)
 
 
 def _add_demo(commands: Any) -> None:

@@ -135,6 +135,10 @@ class Device:
         self._program: weakref.ref[Program] | None = None
         self._passed: dict[str, int] = {}  # before that program counted, less what it had then
 
+    def before(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return what the kernel and the driver had counted in the beginning, by name."""
+        return dict(self._link), dict(self._ethtool)
+
     def read(self) -> DeviceStats:
         """Return what was counted since the beginning; the last known of one that has gone."""
         if os.getpid() != self._process:  # a forked child must not take its parent's answers

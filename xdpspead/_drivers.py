@@ -1,4 +1,4 @@
-"""With which drivers, from which kernel on, zero-copy is tried when nobody insists.
+"""What drivers can do, from which kernel on; and where zero-copy is tried when nobody insists.
 
 In zero-copy the device writes packets straight into the packet memory. Drivers that can, but whose
 first versions lose packets or crash, do so without an error; so it is tried only where something
@@ -18,9 +18,11 @@ from typing import Final, TypeAlias
 #: Major and minor number.
 Kernel: TypeAlias = tuple[int, int]
 
-#: MTU up to which a packet surely fits a frame, beside the room in front of it that the kernel
-#: keeps (256 bytes) and what drivers add.
-_MTU_OF_ONE_FRAME: Final = 3000
+#: Packets of a larger MTU do not fit a frame: 4096 bytes without the 256 that the kernel keeps in
+#: front of them, and without Ethernet header and two VLAN tags.
+MTU_OF_ONE_FRAME: Final = 4096 - 256 - 22
+#: Up to this one they surely do, whatever drivers add in front.
+SAFE_MTU: Final = 3000
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ZeroCopy:
     since: Kernel
     why: str
     source: str
-    max_mtu: int = _MTU_OF_ONE_FRAME
+    max_mtu: int = SAFE_MTU
     broken: tuple[Kernel, ...] = ()
 
 
@@ -99,6 +101,61 @@ ZERO_COPY: Final[dict[str, ZeroCopy]] = {
         max_mtu=3502,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Native:
+    """What is known of programs in native mode with a driver.
+
+    Attributes
+    ----------
+    since : Kernel
+        First kernel with which the driver runs them.
+    multi_buffer : Kernel or None
+        First with which it takes packets in several buffers; None if there is none so far.
+    max_mtu : int
+        Largest MTU without that.
+    """
+
+    since: Kernel
+    multi_buffer: Kernel | None = None
+    max_mtu: int = SAFE_MTU
+
+
+#: By the name that ``ethtool -i`` shows, and from the same table. For kernels that do not tell
+#: (before 6.3), and for people who choose.
+NATIVE: Final[dict[str, Native]] = {
+    "atlantic": Native((5, 19), (5, 19)),
+    "bnxt_en": Native((4, 11), (5, 19), 3502),
+    "ena": Native((5, 6), None, 3498),
+    "fbnic": Native((6, 18), (6, 18)),
+    "fsl_dpaa2_eth": Native((5, 0)),
+    "gve": Native((6, 4), None, 2032),
+    "hv_netvsc": Native((5, 6)),
+    "i40e": Native((4, 13), (6, 4), 3046),
+    "ice": Native((5, 5), (6, 3), 3046),
+    "icssg-prueth": Native((6, 15)),
+    "idpf": Native((6, 18)),
+    "igb": Native((5, 10), None, 3046),
+    "igc": Native((5, 13), None, 1500),
+    "ionic": Native((6, 9), (6, 9)),
+    "ixgbe": Native((4, 12), None, 3050),
+    "mana": Native((5, 17)),
+    "mlx4_en": Native((4, 8)),
+    "mlx5_core": Native((4, 9), (6, 4), 3498),
+    "nfp": Native((4, 10)),
+    "qede": Native((4, 10)),
+    "sfc": Native((5, 5)),
+    "st_gmac": Native((5, 13), None, 1500),
+    "tsnep": Native((6, 3)),
+    "veth": Native((4, 19), (5, 18), 3520),
+    "virtio_net": Native((4, 10), (6, 3), 3506),
+    "vmxnet3": Native((6, 6)),
+}
+
+#: Those whose receive-flow rules know no UDP ports: they match Ethernet types and addresses only
+#: (``igb_ethtool.c``, ``igc_ethtool.c``).
+RULES_WITHOUT_PORTS: Final = frozenset({"igb", "igc"})
 
 
 def kernel_version(release: str) -> Kernel:

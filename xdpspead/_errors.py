@@ -2,7 +2,10 @@
 
 
 class Stopped(Exception):
-    """The stream has stopped, and all its heaps have been read."""
+    """The stream has stopped, and all its heaps have been read.
+
+    Not raised where a stream has come to an end that nobody wanted: that is an :class:`OSError`.
+    """
 
 
 class Empty(Exception):
@@ -18,7 +21,7 @@ class NotContiguousError(ValueError, BufferError):
 
 
 class TransportError(OSError, RuntimeError):
-    """A source of packets could not be set up.
+    """A source of packets could not be set up, or has failed since.
 
     It is an :class:`OSError` with its ``errno``, and a :class:`RuntimeError` because that is what
     spead2 raises.
@@ -40,12 +43,12 @@ class TransportError(OSError, RuntimeError):
 
 
 class XdpError(TransportError):
-    """AF_XDP cannot be had.
+    """AF_XDP cannot be had; or not any more, because the interface is gone.
 
     Attributes
     ----------
     step : str
-        Which step failed: ``"bind"``.
+        Which step failed: ``"bind"``. ``"receive"`` if that had begun.
     errno : int
         The system's error number.
     """

@@ -1,4 +1,4 @@
-"""What drivers are asked by SIOCETHTOOL: their names, statistics, and receive-flow rules.
+"""What drivers are asked by SIOCETHTOOL: names, statistics, hashes, pauses, receive-flow rules.
 
 Layouts and numbers are those of ``linux/ethtool.h``. Nothing here needs a privilege but the
 requests that :meth:`FlowRule.request` and :func:`delete_request` make, which others send.
@@ -16,18 +16,22 @@ from typing import Final
 
 _SIOCETHTOOL: Final = 0x8946
 _GDRVINFO: Final = 0x03
+_GPAUSEPARAM: Final = 0x12
 _GSTRINGS: Final = 0x1B
 _GSTATS: Final = 0x1D
 _GFLAGS: Final = 0x25
+_GRXFH: Final = 0x29
 _GRXCLSRLCNT: Final = 0x2E
 _GRXCLSRULE: Final = 0x2F
 _GRXCLSRLALL: Final = 0x30
 _SRXCLSRLDEL: Final = 0x31
 _SRXCLSRLINS: Final = 0x32
 _GSSET_INFO: Final = 0x37
+_GRXFHINDIR: Final = 0x38
 
 _DRVINFO_SIZE: Final = 196
 _DRIVER: Final = slice(4, 36)
+_BUS: Final = slice(100, 132)
 _FLAG_NTUPLE: Final = 1 << 27  # ETH_FLAG_NTUPLE
 _SS_STATS: Final = 1  # ETH_SS_STATS
 _STRING_SIZE: Final = 32
@@ -68,13 +72,22 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode(errors="replace")
 
 
-def driver_name(interface: str) -> str:
-    """Return the name of an interface's driver; empty if it does not tell."""
+def _driver_info(interface: str, field: slice) -> str:
     try:
         info = _ioctl(interface, struct.pack("=I", _GDRVINFO).ljust(_DRVINFO_SIZE, b"\0"))
     except OSError:
         return ""
-    return _text(info[_DRIVER])
+    return _text(info[field])
+
+
+def driver_name(interface: str) -> str:
+    """Return the name of an interface's driver; empty if it does not tell."""
+    return _driver_info(interface, _DRIVER)
+
+
+def bus_address(interface: str) -> str:
+    """Return where an interface's device is, "0000:03:00.0" on PCI; empty if it is nowhere."""
+    return _driver_info(interface, _BUS)
 
 
 def statistic_names(interface: str, sock: socket.socket) -> list[str]:
@@ -99,6 +112,54 @@ def ntuple_is_on(interface: str) -> bool:
     """Return whether receive-flow rules are switched on (``ethtool -k``: ntuple-filters)."""
     _, flags = struct.unpack("=II", _ioctl(interface, struct.pack("=II", _GFLAGS, 0)))
     return bool(flags & _FLAG_NTUPLE)
+
+
+# ------------------------------------------------------------------ hashes and pauses
+
+
+def hash_fields(interface: str, flow: str) -> int:
+    """Return what a device's hash takes in of packets of a flow, "udp4" or "udp6".
+
+    Returns
+    -------
+    int
+        RXH_* bits; 1 << 6 and 1 << 7 are the ports.
+
+    Raises
+    ------
+    OSError
+        EOPNOTSUPP if the driver does not tell.
+    """
+    (flow_type,) = (kind for kind, name, _ in _UDP.values() if name == flow)
+    request = struct.pack("=IIQ", _GRXFH, flow_type, 0).ljust(_RXNFC_SIZE, b"\0")
+    _, _, fields = struct.unpack_from("=IIQ", _ioctl(interface, request))
+    return int(fields)
+
+
+def hash_table(interface: str) -> tuple[int, ...]:
+    """Return the receive queue for each value of a device's hash (``ethtool -x``).
+
+    Raises
+    ------
+    OSError
+        EOPNOTSUPP if the driver does not tell.
+    """
+    _, size = struct.unpack("=II", _ioctl(interface, struct.pack("=II", _GRXFHINDIR, 0)))
+    answer = _ioctl(interface, struct.pack("=II", _GRXFHINDIR, size) + bytes(4 * size))
+    return struct.unpack_from(f"={size}I", answer, 8)
+
+
+def pause_frames(interface: str) -> tuple[bool, bool]:
+    """Return whether a device obeys pause frames, and whether it sends some.
+
+    Raises
+    ------
+    OSError
+        EOPNOTSUPP if the driver does not tell.
+    """
+    answer = _ioctl(interface, struct.pack("=IIII", _GPAUSEPARAM, 0, 0, 0))
+    _, _, rx, tx = struct.unpack("=IIII", answer)
+    return bool(rx), bool(tx)
 
 
 # ------------------------------------------------------------------ receive-flow rules

@@ -6,19 +6,20 @@ an answer.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
 import re
 import resource
 import socket
+import struct
 import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from . import _bpf
 from ._capabilities import CAP_BPF, CAP_IPC_LOCK, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN
 from ._capabilities import effective_capabilities as _effective_capabilities
 from ._helper import ask_helper, helper_socket
@@ -33,16 +34,6 @@ _WIDTH = 100
 _AF_XDP = 44
 _BPF_MAP_CREATE = 0
 _BPF_MAP_TYPE_XSKMAP = 17
-# linux/bpf.h, union bpf_attr: map_type, key_size, value_size, max_entries; the rest zero
-_BPF_ATTR_BYTES = 128
-_BPF_SYSCALL = {
-    "x86_64": 321,
-    "aarch64": 280,
-    "riscv64": 280,
-    "loongarch64": 280,
-    "ppc64le": 361,
-    "s390x": 351,
-}
 
 
 # Always all of them, because granting replaces what was granted before.
@@ -365,21 +356,12 @@ def _try_af_xdp_socket() -> int:
 
 def _try_xskmap() -> int:
     """Return 0 if a map of AF_XDP sockets can be created, or the errno."""
-    number = _BPF_SYSCALL.get(platform.machine())
-    if number is None or sys.platform != "linux":
-        return errno.ENOSYS
-    attributes = (ctypes.c_uint32 * (_BPF_ATTR_BYTES // 4))(_BPF_MAP_TYPE_XSKMAP, 4, 4, 1)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    fd = libc.syscall(
-        ctypes.c_long(number),
-        ctypes.c_long(_BPF_MAP_CREATE),
-        ctypes.byref(attributes),
-        ctypes.c_long(_BPF_ATTR_BYTES),
-    )
-    if fd < 0:
-        return ctypes.get_errno()
-    os.close(fd)
+    # map_type, key_size, value_size, max_entries
+    attributes = struct.pack("=IIII", _BPF_MAP_TYPE_XSKMAP, 4, 4, 1)
+    try:
+        os.close(_bpf.call(_BPF_MAP_CREATE, attributes))
+    except OSError as error:
+        return error.errno or errno.EINVAL
     return 0
 
 

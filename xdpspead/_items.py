@@ -33,8 +33,10 @@ _NO_ORDER: Final = object()
 class Heap(Protocol):
     """What `ItemGroup.update` needs of a heap.
 
-    A heap with ``_descriptor_packets`` and ``_entries`` is read through those, any other
-    through ``get_descriptors`` and ``get_items``.
+    A heap with ``_contents`` is read through that, any other through ``get_descriptors`` and
+    ``get_items``. It returns descriptors as they were sent; a buffer with the payload; where that
+    starts in it; and of each item a tuple: identifier, whether it is immediate, immediate value,
+    offset and length in the payload.
     """
 
     @property
@@ -296,13 +298,12 @@ class ItemGroup:
         AttributeError
             If the heap is incomplete, and so has no descriptors.
         """
-        descriptor_packets = getattr(heap, "_descriptor_packets", None)
-        if descriptor_packets is None:
+        contents = getattr(heap, "_contents", None)
+        if contents is None:
             return self._update_from_raw(heap, new_order)
-        packets = descriptor_packets()
+        packets, payload, start, entries = contents()
         if packets:
             self._add_packets(packets, heap.flavour)
-        payload, entries = heap._entries()  # type: ignore[attr-defined]
         by_id = self._by_id
         updated = {}
         address_bytes = 0
@@ -318,7 +319,7 @@ class ItemGroup:
                     address_bytes = heap.flavour.heap_address_bits >> 3
                 item._value = item._immediate(number, address_bytes)
             else:
-                item._value = item._addressed(payload, offset, length)
+                item._value = item._addressed(payload, start + offset, length)
             # One for the value that was set, as in spead2 another one for the update.
             item.version += 2
             updated[item.name] = item

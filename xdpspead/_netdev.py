@@ -30,8 +30,11 @@ _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 1, 2
 
 _DEV_GET: Final = 1
 _DEV_IFINDEX, _DEV_XDP_FEATURES, _DEV_XDP_ZC_MAX_SEGS = 1, 3, 4
-#: NETDEV_XDP_ACT_XSK_ZEROCOPY
-_XSK_ZEROCOPY: Final = 8
+#: NETDEV_XDP_ACT_*
+_BASIC, _REDIRECT, _XSK_ZEROCOPY, _RX_SG = 1, 2, 8, 32
+
+_NAPI_GET: Final = 11
+_NAPI_IFINDEX, _NAPI_IRQ = 1, 3
 
 _Answer: TypeAlias = dict[int, bytes]
 
@@ -120,10 +123,16 @@ class XdpFeatures:
         AF_XDP in zero-copy mode.
     max_segments : int
         In how many frames a packet can come in that mode; 0 if the kernel does not tell.
+    native : bool
+        Programs in native mode, and AF_XDP in copy mode.
+    multi_buffer : bool
+        Packets that take several buffers, in native mode.
     """
 
     zero_copy: bool
     max_segments: int
+    native: bool = False
+    multi_buffer: bool = False
 
 
 def xdp_features(index: int) -> XdpFeatures | None:
@@ -136,4 +145,27 @@ def xdp_features(index: int) -> XdpFeatures | None:
         raise
     features = int.from_bytes(answer[_DEV_XDP_FEATURES], sys.byteorder)
     segments = int.from_bytes(answer.get(_DEV_XDP_ZC_MAX_SEGS, b""), sys.byteorder)
-    return XdpFeatures(bool(features & _XSK_ZEROCOPY), segments)
+    return XdpFeatures(
+        zero_copy=bool(features & _XSK_ZEROCOPY),
+        max_segments=segments,
+        native=features & (_BASIC | _REDIRECT) == _BASIC | _REDIRECT,
+        multi_buffer=bool(features & _RX_SG),
+    )
+
+
+def queue_interrupts(index: int) -> frozenset[int]:
+    """Return the numbers of the interrupts that serve an interface's queues (Linux 6.8).
+
+    Returns
+    -------
+    frozenset of int
+        Empty if kernel or driver do not tell.
+    """
+    try:
+        answers = ask(request(_NAPI_GET, {_NAPI_IFINDEX: index}, dump=True))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+            return frozenset()
+        raise
+    irqs = (answer[_NAPI_IRQ] for answer in answers if _NAPI_IRQ in answer)
+    return frozenset(int.from_bytes(irq, sys.byteorder) for irq in irqs)

@@ -74,8 +74,8 @@ def run(plan: Plan) -> int:
     Returns
     -------
     int
-        0 if packets came and none was lost, 1 if nothing can be received, 3 if something was lost,
-        4 if nothing came. What was under way when it ended is not lost.
+        0 if packets came and none was lost, 1 if nothing can be received, or not any more, 3 if
+        something was lost, 4 if nothing came. What was under way when it ended is not lost.
     """
     try:
         stream = _open(plan)
@@ -86,10 +86,18 @@ def run(plan: Plan) -> int:
         for reader in stream.readers:
             print(f"receiving: {_describe(reader)}", file=sys.stderr, flush=True)
         tally = Tally()
-        _drain(stream, plan.seconds, tally, _Progress(stream, tally, on=_on_terminal(plan)), ended)
+        progress = _Progress(stream, tally, on=_on_terminal(plan))
+        failure: recv.XdpError | None = None
+        try:
+            _drain(stream, plan.seconds, tally, progress, ended)
+        except recv.XdpError as error:
+            failure = error
         seconds = tally.seconds
         before = stream.ledger()
     _print(plan, stream, tally, seconds)
+    if failure is not None:
+        print(f"error: {failure}", file=sys.stderr)
+        return CANNOT_RECEIVE
     return _status(before)
 
 

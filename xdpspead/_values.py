@@ -123,11 +123,19 @@ def _fixed_decoders(descriptor: Descriptor, target: np.dtype[Any]) -> Decoders:
     order_kw: Any = order
     ndarray = np.ndarray
 
-    def array(payload: Any, offset: int, length: int) -> Any:
+    def any_array(payload: Any, offset: int, length: int) -> Any:
         if length < n_bytes:
             _too_few(descriptor, length // itemsize, elements)
         value = ndarray(shape, dtype, payload, offset, None, order_kw)
         return value.astype(target) if swap else value
+
+    def plain_array(payload: Any, offset: int, length: int) -> Any:
+        if length < n_bytes:
+            _too_few(descriptor, length // itemsize, elements)
+        return ndarray(shape, dtype, payload, offset)
+
+    # Arguments that say nothing cost time all the same, and this is done for every heap.
+    array = any_array if swap or order != "C" else plain_array
 
     def scalar(payload: Any, offset: int, length: int) -> Any:
         try:

@@ -254,7 +254,7 @@ class Session:
         self.results.add(f"memory/{payload}/memcpy/wall_ns", done["wall_ns"])
 
     def _iterate_steps(self) -> Iterator[Callable[[], None]]:
-        for mode in ("iterate", "update"):
+        for mode in ("iterate", "many", "update"):
             for payload in ITERATE_PAYLOADS:
                 for name in self.libraries:
                     yield functools.partial(self._iterate, mode, payload, name)

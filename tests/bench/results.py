@@ -128,6 +128,13 @@ _MEMORY_METRICS = {
 }
 
 
+_TAKEN = {
+    "iterate": "iterated over",
+    "many": "taken many at a time",
+    "update": "put into an ItemGroup",
+}
+
+
 def size_name(size: int) -> str:
     """Return 64 as "64 B" and 8192 as "8 KiB"."""
     return f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
@@ -149,7 +156,7 @@ def _possible_ratios(samples: dict[str, list[float]]) -> Iterator[Ratio]:
                 yield Ratio(f"core, {size}: speed, of memcpy's", floor, name, False)
         elif part == "iterate":
             mode, _, size_text = case.partition("-")
-            how = "iterated over" if mode == "iterate" else "put into an ItemGroup"
+            how = _TAKEN[mode]
             size = size_name(int(size_text))
             what = f"one-packet heaps of {size} {how} per second"
             yield Ratio(f"{what}, of {PEER}'s", name, theirs, False)

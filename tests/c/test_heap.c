@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* One heap that is put together from packets: which packets fit, which bytes are there, which items come out. */
+#include <errno.h>
 #include <time.h>
 
 #include "check.h"
@@ -727,6 +728,130 @@ static void test_packet_in_pieces_is_put_together(void)
 	}
 }
 
+/* ---------------------------------------------------------------- in one piece with the payload */
+
+/* The heap that a packet opens, with the packet added. */
+static struct xps_heap *open_with(const struct xps_heap_rules *rules, const struct spec *spec)
+{
+	uint8_t *data = new_packet(spec);
+	const struct xps_view view = { .data = data, .length = (uint32_t)spec_size(spec) };
+	struct xps_packet packet;
+	struct xps_heap *heap;
+
+	CHECK_EQ(xps_packet_decode(&packet, data, view.length), 0);
+	heap = xps_heap_open(&packet, rules);
+	CHECK(heap);
+	CHECK_EQ(xps_heap_add(heap, rules, &packet, &view), 0);
+	free(data);
+	return heap;
+}
+
+static void test_heap_that_knows_its_length_lies_in_front_of_its_payload(void)
+{
+	const struct xps_heap_rules rules = rules_of(false);
+	struct xps_heap *heap = open_with(&rules, &(struct spec){ .cnt = 5, .heap_length = 30, .length = 10 });
+	uint8_t *payload = heap->payload;
+
+	CHECK_EQ((uintptr_t)heap + XPS_PAYLOAD_ROOM, (uintptr_t)payload);
+	CHECK_EQ(add_part(&heap, &rules, 30, 10, 20), 0);
+	CHECK(xps_heap_finish(heap, &rules) == heap);
+	CHECK(heap->payload == payload);
+	check_whole(heap, &rules, 30);
+}
+
+static void test_payload_outlives_the_heap_in_front_of_it(void)
+{
+	const struct xps_heap_rules rules = rules_of(false);
+	struct xps_heap *heap = open_with(&rules, &(struct spec){ .cnt = 5, .heap_length = 10, .length = 10 });
+	uint8_t *payload;
+
+	heap = xps_heap_finish(heap, &rules);
+	payload = xps_heap_take_payload(heap);
+	xps_heap_free(heap);
+	for (uint64_t i = 0; i < 10; i++)
+		CHECK_EQ(payload[i], pattern(5, i));
+	xps_payload_free(payload);
+}
+
+static void test_incomplete_heap_leaves_the_memory_of_its_payload(void)
+{
+	const uint64_t items[] = { addressed(48, 0x1000, 0), immediate(48, 0x1001, 7) };
+	struct xps_heap_rules rules = rules_of(false);
+	struct xps_fail fail = { 0 };
+	struct xps_log *log = xps_log_new();
+	struct xps_allocator *pool = xps_memory_pool_new(NULL, 1, 100, 1, 1, 0, rules.allocator, log, &fail);
+	struct xps_heap *heap;
+	struct xps_item items_left[2];
+
+	rules.allocator = pool;
+	heap = open_with(&rules,
+			 &(struct spec){ .cnt = 5, .heap_length = 30, .length = 10, .items = items, .n_items = 2 });
+	CHECK_EQ(xps_memory_pool_n_free(pool), 0);
+	heap = xps_heap_finish(heap, &rules);
+	CHECK_EQ(xps_memory_pool_n_free(pool), 1);
+	CHECK(!heap->payload && !heap->flags);
+	CHECK_EQ(heap->cnt, 5);
+	CHECK_EQ(heap->received, 10);
+	CHECK_EQ(xps_heap_items(heap, items_left), 1);
+	check_immediate(&items_left[0], 0x1001, 7);
+	xps_heap_free(heap);
+	xps_allocator_free(pool);
+	xps_log_free(log);
+}
+
+static void test_heap_that_outgrows_its_payload_keeps_every_byte(void)
+{
+	const struct xps_heap_rules rules = rules_of(false);
+	struct xps_heap_contents contents;
+	struct xps_heap *heap = open_with(&rules, &(struct spec){ .cnt = 5, .heap_length = 30, .length = 10 });
+
+	CHECK_EQ(add_part(&heap, &rules, -1, 10, 500), 0);
+	CHECK_EQ(add_part(&heap, &rules, -1, 510, 5000), 0);
+	heap = xps_heap_finish(heap, &rules);
+	CHECK_EQ(xps_heap_read(heap, &contents), 0);
+	CHECK_EQ(contents.start, 0); /* elsewhere */
+	check_whole(heap, &rules, 5510);
+}
+
+static void test_heap_is_read_in_one_call(void)
+{
+	const uint64_t items[] = { addressed(48, 0x1000, 0), addressed(48, XPS_ID_DESCRIPTOR, 8) };
+	const struct xps_heap_rules rules = rules_of(false);
+	struct xps_heap_contents contents;
+	struct xps_heap *heap = open_with(
+		&rules, &(struct spec){ .cnt = 5, .heap_length = 10, .length = 10, .items = items, .n_items = 2 });
+
+	heap = xps_heap_finish(heap, &rules);
+	CHECK_EQ(xps_heap_read(heap, &contents), 2);
+	CHECK_EQ(contents.n_items, 2);
+	CHECK_EQ(contents.flags, XPS_HEAP_CONTIGUOUS | XPS_HEAP_DESCRIPTORS);
+	CHECK_EQ(contents.size, 10);
+	CHECK_EQ(contents.address_bits, 48);
+	CHECK((uint8_t *)heap + contents.start == heap->payload);
+	check_addressed(&contents.items[0], 0x1000, 0, 8);
+	check_addressed(&contents.items[1], XPS_ID_DESCRIPTOR, 8, 2);
+	xps_heap_free(heap);
+}
+
+static void test_heap_of_many_items_is_not_read_in_one_call(void)
+{
+	uint64_t items[XPS_FEW_ITEMS + 1];
+	const struct xps_heap_rules rules = rules_of(false);
+	struct xps_heap_contents contents;
+	struct xps_heap *heap = NULL;
+
+	for (uint32_t i = 0; i <= XPS_FEW_ITEMS; i++)
+		items[i] = immediate(48, 0x1000 + i, 7);
+	for (uint32_t n = XPS_FEW_ITEMS; n <= XPS_FEW_ITEMS + 1; n++) {
+		CHECK_EQ(add(&heap, &rules, &(struct spec){ .cnt = 5, .heap_length = 0, .items = items, .n_items = n }),
+			 0);
+		heap = xps_heap_finish(heap, &rules);
+		CHECK_EQ(xps_heap_read(heap, &contents), n == XPS_FEW_ITEMS ? XPS_FEW_ITEMS : -ENOSPC);
+		xps_heap_free(heap);
+		heap = NULL;
+	}
+}
+
 int main(void)
 {
 	allocator = xps_allocator_new();
@@ -767,6 +892,13 @@ int main(void)
 	test_only_immediate_stream_control_starts_and_stops();
 
 	test_packet_in_pieces_is_put_together();
+
+	test_heap_that_knows_its_length_lies_in_front_of_its_payload();
+	test_payload_outlives_the_heap_in_front_of_it();
+	test_incomplete_heap_leaves_the_memory_of_its_payload();
+	test_heap_that_outgrows_its_payload_keeps_every_byte();
+	test_heap_is_read_in_one_call();
+	test_heap_of_many_items_is_not_read_in_one_call();
 
 	xps_allocator_free(allocator);
 	return 0;

@@ -56,7 +56,8 @@ static struct xps_stream *new_stream(struct xps_pool *pool, const struct xps_str
 
 enum { HEAP_BYTES = 30, PARTS = 3, PER_PUSH = 16 };
 
-enum last { STAYS, ENDS, STOPS }; /* what comes after the heaps: nothing, the end of the source, a stop item */
+/* What comes after the heaps: nothing, the end of the source, likewise with an error, a stop item. */
+enum last { STAYS, ENDS, FAILS, STOPS };
 
 /* Equally long packets in memory, handed over from the moment when it is opened. */
 struct feed {
@@ -73,7 +74,8 @@ struct feed {
 	/* atomic: the test looks at these */
 	bool open;
 	uint64_t handed; /* packets that it made views of */
-	pid_t thread;    /* that called last */
+	uint64_t looks;
+	pid_t thread; /* that called last */
 	bool closed;
 };
 
@@ -90,7 +92,15 @@ static enum xps_poll rest(struct feed *feed)
 	eventfd_t value;
 
 	eventfd_read(feed->watch.watch.fd, &value);
-	return feed->last == ENDS ? XPS_POLL_END : XPS_POLL_WAIT;
+	if (feed->last == FAILS) {
+		struct xps_fail why;
+
+		xps_fail_set(&why, ENODEV, "receive", "the cable was eaten");
+		xps_reader_fail(&feed->base, &why);
+		xps_fail_set(&why, EIO, "receive", "and the other end, too");
+		xps_reader_fail(&feed->base, &why);
+	}
+	return feed->last == ENDS || feed->last == FAILS ? XPS_POLL_END : XPS_POLL_WAIT;
 }
 
 static enum xps_poll feed_poll(struct xps_reader *reader)
@@ -122,7 +132,24 @@ static void feed_close(struct xps_reader *reader)
 	__atomic_store_n(&feed->closed, true, __ATOMIC_RELEASE);
 }
 
+static void feed_look(struct xps_reader *reader)
+{
+	struct feed *feed = XPS_CONTAINER_OF(reader, struct feed, base);
+	eventfd_t value;
+
+	eventfd_read(reader->news.fd, &value);
+	__atomic_fetch_add(&feed->looks, 1, __ATOMIC_RELEASE);
+}
+
 static const struct xps_reader_ops feed_ops = { .name = "feed", .lossy = true, .poll = feed_poll, .close = feed_close };
+
+static const struct xps_reader_ops looking_ops = {
+	.name = "feed",
+	.lossy = true,
+	.poll = feed_poll,
+	.close = feed_close,
+	.look = feed_look,
+};
 
 /* Heaps first..first+n-1 in packets of `part` bytes each. */
 static struct feed *new_feed(uint64_t first, uint64_t n, uint64_t part, enum last last)
@@ -464,6 +491,80 @@ static void test_packets_in_the_hands_of_readers_of_the_same_lane_are_counted_to
 	xps_pool_free(pool);
 }
 
+static void check_failure(struct xps_stream *stream, int err, const char *text)
+{
+	struct xps_fail fail;
+
+	CHECK_EQ(xps_stream_failure(stream, &fail), -err);
+	CHECK_EQ(fail.err, err);
+	CHECK_EQ(strcmp(fail.text, text), 0);
+}
+
+static void test_source_that_fails_is_told_by_the_first_who_says_why(void)
+{
+	const struct xps_stream_config config = config_of(64);
+	struct xps_pool *pool = new_pool(2);
+	struct xps_stream *stream = new_stream(pool, &config, 2);
+	struct feed *other = feed_lane(stream, 1, new_feed(0, 5, HEAP_BYTES, STAYS));
+	struct feed *fails = attach(stream, 0, new_feed(STRIDE, 5, HEAP_BYTES, FAILS));
+	uint64_t next[LANES] = { 0 };
+
+	AWAIT(stat_of(stream, XPS_STAT_HEAPS) == 5);
+	check_failure(stream, 0, "");
+	open_feed(fails);
+	pop_in_order(stream, 10, next);
+	check_ended(stream);
+	check_failure(stream, ENODEV, "the cable was eaten");
+	xps_stream_stop(stream);
+	check_failure(stream, ENODEV, "the cable was eaten");
+	xps_stream_free(stream);
+	free_feed(other);
+	free_feed(fails);
+	xps_pool_free(pool);
+}
+
+static void test_source_that_fails_after_the_end_is_not_told(void)
+{
+	const struct xps_stream_config config = config_of(1);
+	struct xps_pool *pool = new_pool(1);
+	struct xps_stream *stream = new_stream(pool, &config, 1);
+	struct feed *fails = attach(stream, 0, new_feed(0, 0, HEAP_BYTES, FAILS));
+
+	xps_stream_stop(stream);
+	check_failure(stream, 0, "");
+	xps_stream_free(stream);
+	free_feed(fails);
+	xps_pool_free(pool);
+}
+
+static void test_news_of_a_source_are_looked_at_though_the_lane_is_blocked(void)
+{
+	const struct xps_stream_config config = config_of(1);
+	struct xps_pool *pool = new_pool(1);
+	struct xps_stream *stream = new_stream(pool, &config, 1);
+	struct feed *feed = new_feed(0, 100, HEAP_BYTES, STAYS);
+	uint64_t before;
+
+	feed->base.ops = &looking_ops;
+	feed->base.news.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	feed_lane(stream, 0, feed);
+	AWAIT(stat_of(stream, XPS_STAT_WORKER_BLOCKED) == 1);
+	AWAIT(__atomic_load_n(&feed->looks, __ATOMIC_ACQUIRE) > 0); /* once to begin with */
+	for (int i = 0; i < 10; i++) {
+		before = __atomic_load_n(&feed->looks, __ATOMIC_ACQUIRE);
+		CHECK_EQ(eventfd_write(feed->base.news.fd, 1), 0);
+		AWAIT(__atomic_load_n(&feed->looks, __ATOMIC_ACQUIRE) > before);
+	}
+	/* And without any news, by time. */
+	before = __atomic_load_n(&feed->looks, __ATOMIC_ACQUIRE);
+	AWAIT(__atomic_load_n(&feed->looks, __ATOMIC_ACQUIRE) > before);
+	xps_stream_stop(stream);
+	close(feed->base.news.fd);
+	xps_stream_free(stream);
+	free_feed(feed);
+	xps_pool_free(pool);
+}
+
 static void test_ends_of_all_lanes_at_once_are_one_end(void)
 {
 	const struct xps_stream_config config = config_of(8);
@@ -734,6 +835,9 @@ int main(void)
 	test_stop_item_in_any_lane_ends_all_and_flushes_what_they_have();
 	test_end_in_one_lane_waits_for_the_heaps_of_a_blocked_one();
 	test_packets_in_the_hands_of_readers_of_the_same_lane_are_counted_too();
+	test_source_that_fails_is_told_by_the_first_who_says_why();
+	test_source_that_fails_after_the_end_is_not_told();
+	test_news_of_a_source_are_looked_at_though_the_lane_is_blocked();
 	test_ends_of_all_lanes_at_once_are_one_end();
 	test_stop_while_lanes_end_returns_and_accounts_for_every_heap_and_packet();
 	test_pool_that_is_stopped_stops_every_lane_blocked_or_not();

@@ -177,6 +177,76 @@ static void test_push_that_fits_takes_the_wish_to_be_woken_back(void)
 	close_ring(ring);
 }
 
+static void test_worker_is_woken_when_a_quarter_of_the_ring_is_free(void)
+{
+	struct xps_ring *ring = open_ring(8);
+
+	CHECK_EQ(push(ring, 0, 9), 8);
+	CHECK(!pop(ring, 0));
+	CHECK_EQ(pop(ring, 1), 1);
+	CHECK(!pop(ring, 2)); /* it has been told */
+	close_ring(ring);
+}
+
+/* ---------------------------------------------------------------- ahead of their time */
+
+/* Without waiting, at most `n`. Returns how many; they began with `cnt`. */
+static int pop_ahead(struct xps_ring *ring, uint64_t cnt, int n, uint64_t *unparked)
+{
+	struct xps_heap *heaps[16];
+	int popped = xps_ring_pop_ahead(ring, heaps, n, 0, unparked);
+
+	for (int i = 0; i < popped; i++) {
+		CHECK_EQ(heaps[i]->cnt, cnt + (uint64_t)i);
+		xps_heap_free(heaps[i]);
+	}
+	return popped;
+}
+
+static void test_half_of_the_ring_can_be_popped_ahead_but_at_least_one(void)
+{
+	for (uint32_t capacity = 1; capacity <= 9; capacity++) {
+		struct xps_ring *ring = open_ring(capacity);
+		uint64_t unparked;
+
+		CHECK_EQ(push(ring, 0, capacity), capacity);
+		CHECK_EQ(pop_ahead(ring, 0, 16, &unparked), capacity < 2 ? 1 : (int)capacity / 2);
+		close_ring(ring);
+	}
+}
+
+static void test_heaps_popped_ahead_take_up_room_until_somebody_pops_again(void)
+{
+	struct xps_ring *ring = open_ring(8);
+	uint64_t unparked;
+
+	CHECK_EQ(push(ring, 0, 8), 8);
+	CHECK_EQ(pop_ahead(ring, 0, 4, &unparked), 4);
+	CHECK_EQ(push(ring, 8, 4), 1); /* of four that went three are still the stream's */
+	CHECK_EQ(pop_ahead(ring, 4, 2, &unparked), 2);
+	CHECK_EQ(unparked, 1);
+	CHECK_EQ(push(ring, 9, 8), 4);
+	pop(ring, 6);
+	CHECK_EQ(push(ring, 13, 8), 2);
+	close_ring(ring);
+}
+
+static void test_worker_is_never_left_asleep_by_who_pops_ahead(void)
+{
+	for (uint32_t capacity = 1; capacity <= 9; capacity++) {
+		struct xps_ring *ring = open_ring(capacity);
+		uint64_t unparked = 0;
+		uint64_t next = 0;
+		int popped;
+
+		CHECK_EQ(push(ring, 0, capacity + 1), capacity);
+		while ((popped = pop_ahead(ring, next, 16, &unparked)) > 0 && !unparked)
+			next += (uint64_t)popped;
+		CHECK_EQ(unparked, 1);
+		close_ring(ring);
+	}
+}
+
 /* ---------------------------------------------------------------- several producers */
 
 static void test_every_producer_that_was_left_with_heaps_is_woken_once(void)
@@ -281,6 +351,20 @@ static void test_user_who_had_to_wait_gets_one_and_leaves_the_rest_to_others(voi
 	for (int i = 0; i < 3; i++)
 		CHECK_EQ((intptr_t)join(users[i]), 1);
 	pop(ring, 3);
+	close_ring(ring);
+}
+
+static void test_user_who_waited_alone_gets_all_that_came(void)
+{
+	struct xps_ring *ring = open_ring(10);
+	struct xps_heap *heaps[3] = { new_heap(0), new_heap(1), new_heap(2) };
+	uint32_t room;
+	pthread_t user = start(pop_several, ring);
+
+	AWAIT(n_waiting(ring) == 1);
+	CHECK_EQ(xps_ring_push(ring, 0, heaps, 3, &room), 3);
+	xps_ring_wake(ring);
+	CHECK_EQ((intptr_t)join(user), 3);
 	close_ring(ring);
 }
 
@@ -564,6 +648,11 @@ int main(void)
 	test_push_tells_how_many_fitted_and_the_room_left();
 	test_first_pop_after_a_push_that_did_not_fit_wakes_the_worker();
 	test_push_that_fits_takes_the_wish_to_be_woken_back();
+	test_worker_is_woken_when_a_quarter_of_the_ring_is_free();
+
+	test_half_of_the_ring_can_be_popped_ahead_but_at_least_one();
+	test_heaps_popped_ahead_take_up_room_until_somebody_pops_again();
+	test_worker_is_never_left_asleep_by_who_pops_ahead();
 
 	test_every_producer_that_was_left_with_heaps_is_woken_once();
 	test_push_of_one_producer_leaves_the_wish_of_another_alone();
@@ -572,6 +661,7 @@ int main(void)
 	test_every_waiting_user_gets_a_heap();
 	test_heaps_one_by_one_reach_waiting_users_one_by_one();
 	test_user_who_had_to_wait_gets_one_and_leaves_the_rest_to_others();
+	test_user_who_waited_alone_gets_all_that_came();
 	test_stop_wakes_every_waiting_user();
 	test_signal_interrupts_a_waiting_user();
 

@@ -102,9 +102,9 @@ static void send_frame(unsigned source, const uint8_t *data, size_t length)
 	f.bytes[34] = (uint8_t)(source >> 8);
 	f.bytes[35] = (uint8_t)source;
 	memcpy(f.bytes + 42, data, length);
-	/* The link is full now and then, and goes down and up when the program comes and goes. */
+	/* The link is full now and then, goes down and up when the program comes and goes, and in the end away. */
 	if (send(wire, f.bytes, f.length, 0) < 0)
-		CHECK(errno == ENOBUFS || errno == ENETDOWN);
+		CHECK(errno == ENOBUFS || errno == ENETDOWN || errno == ENXIO);
 }
 
 static void send_heap(uint64_t cnt)
@@ -195,7 +195,7 @@ static void check_ledger(struct xps_stream *stream, uint64_t popped)
 	CHECK_EQ(s[XPS_STAT_HEAPS], popped + s[XPS_STAT_HEAPS_DROPPED_STOP] + s[XPS_STAT_HEAPS_DISCARDED]);
 }
 
-enum end { STOP, STOP_ITEM, POOL_STOP, N_ENDS };
+enum end { STOP, STOP_ITEM, POOL_STOP, N_ENDS, DELETED = N_ENDS };
 
 /* Receive for a while, one way or the other to the end. */
 static void receive(struct xps_xdp_port *port, uint32_t n_queues, uint32_t n_workers, uint64_t ring_heaps, enum end end)
@@ -216,11 +216,15 @@ static void receive(struct xps_xdp_port *port, uint32_t n_queues, uint32_t n_wor
 		xps_stream_stop(stream);
 	else if (end == POOL_STOP)
 		xps_pool_stop(pool);
+	else if (end == DELETED)
+		CHECK_EQ(system("ip link del v0"), 0);
 	/* Sent again and again, since one may get lost. */
 	for (; end == STOP_ITEM && !xps_stream_stopped(stream); sched_yield())
 		send_stop();
 	join(threads[0]);
 	join(threads[1]);
+	CHECK_EQ(xps_stream_failure(stream, &fail), end == DELETED ? -ENODEV : 0);
+	CHECK_EQ(fail.err, end == DELETED ? ENODEV : 0);
 	xps_stream_stop(stream);
 	check_ledger(stream, popped.heaps);
 	CHECK_EQ(xps_xdp_port_in_use(port), false);
@@ -240,6 +244,19 @@ static void test_packets_are_accounted_for_however_and_whenever_the_stream_ends(
 		receive(port, QUEUES, 2, 2, end);
 		receive(port, QUEUES, QUEUES, 64, end);
 	}
+	__atomic_store_n(&enough, true, __ATOMIC_RELEASE);
+	join(sender);
+	xps_xdp_port_free(port);
+}
+
+static void test_packets_are_accounted_for_when_the_interface_is_deleted(void)
+{
+	struct xps_xdp_port *port = open_port(XPS_XDP_NATIVE);
+	pthread_t sender;
+
+	__atomic_store_n(&enough, false, __ATOMIC_RELEASE);
+	sender = start(send_on_and_on, NULL);
+	receive(port, QUEUES, QUEUES, 2, DELETED);
 	__atomic_store_n(&enough, true, __ATOMIC_RELEASE);
 	join(sender);
 	xps_xdp_port_free(port);
@@ -318,6 +335,7 @@ int main(void)
 		test_packets_are_accounted_for_however_and_whenever_the_stream_ends(mode);
 	test_workers_without_a_queue_are_refused();
 	test_reader_that_is_added_while_the_stream_is_stopped_leaves_nothing();
+	test_packets_are_accounted_for_when_the_interface_is_deleted();
 
 	xps_log_free(quiet);
 	xps_allocator_free(allocator);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .. import _core
 from .._descriptor import RawDescriptor, parse_packets
@@ -17,15 +17,10 @@ _VERSION = 4
 _POINTER_BITS = 64
 
 
-class _HeapBase:
+class _HeapBase(_core.HeapHandle):
     """What all heaps have. The C heap is kept; everything else is made when it is asked for."""
 
-    __slots__ = ("__weakref__", "_bug_compat", "_c", "_payload")
-
-    def __init__(self, c: _core.CHeap, bug_compat: int) -> None:
-        self._c = c
-        self._bug_compat = bug_compat
-        self._payload: Buffer | None = None
+    __slots__ = ()
 
     @property
     def cnt(self) -> int:
@@ -35,7 +30,8 @@ class _HeapBase:
     @property
     def flavour(self) -> Flavour:
         """SPEAD flavour that the heap was encoded with."""
-        return Flavour(_VERSION, _POINTER_BITS, self._c.address_bits, self._bug_compat)
+        bug_compat = getattr(self, "_bug_compat", 0)
+        return Flavour(_VERSION, _POINTER_BITS, self._c.address_bits, bug_compat)
 
     def is_start_of_stream(self) -> bool:
         """Return whether the heap has an item that starts the stream."""
@@ -45,18 +41,34 @@ class _HeapBase:
         """Return whether the heap has an item that stops the stream."""
         return bool(self._c.flags & _core.HEAP_STOP)
 
-    def _buffer(self) -> Buffer | None:
-        if self._payload is None:
-            self._payload = _core.heap_payload(self._c)
-        return self._payload
+    def _read(
+        self,
+    ) -> tuple[list[memoryview], Buffer | None, int, list[_core.HeapEntry]]:
+        """Return all that is in the heap.
 
-    def _entries(self) -> tuple[Buffer | None, list[tuple[int, bool, int, int, int]]]:
-        """Return the payload and (id, immediate, value, offset, length) of all but descriptors."""
-        return self._buffer(), [
-            (item, bool(immediate), value, offset, length)
-            for item, value, offset, length, immediate in _core.heap_items(self._c)
-            if item != DESCRIPTOR_ID
-        ]
+        Returns
+        -------
+        descriptors : list of memoryview
+            As they were sent.
+        buffer : buffer or None
+            Something with the payload in it.
+        start : int
+            Where the payload starts, in bytes.
+        entries : list of tuple
+            All items but descriptors.
+        """
+        buffer, start, flags, entries = _core.read_heap(self._c)
+        if not flags & _core.HEAP_DESCRIPTORS:
+            return [], buffer, start, entries
+        packets = []
+        if buffer is not None:
+            view = memoryview(buffer)[start:]
+            packets = [
+                view[offset : offset + length]
+                for item, immediate, _, offset, length in entries
+                if item == DESCRIPTOR_ID and not immediate
+            ]
+        return packets, buffer, start, [entry for entry in entries if entry[0] != DESCRIPTOR_ID]
 
     def get_items(self) -> list[RawItem]:
         """Return the items, but for descriptors: addressed ones by offset, then immediates.
@@ -66,9 +78,12 @@ class _HeapBase:
         list of RawItem
             Each has ``id``, ``is_immediate``, ``immediate_value``, and its bytes as a buffer.
         """
-        buffer, entries = self._entries()
+        _, buffer, start, entries = self._read()
         width = self._c.address_bits // 8
-        return [raw_item(*entry[:3], buffer, *entry[3:], width) for entry in entries]
+        return [
+            raw_item(item, bool(immediate), value, buffer, start + offset, length, width)
+            for item, immediate, value, offset, length in entries
+        ]
 
 
 class Heap(_HeapBase):
@@ -81,20 +96,12 @@ class Heap(_HeapBase):
 
     __slots__ = ()
 
-    def _descriptor_packets(self) -> list[memoryview]:
-        found = [
-            (offset, length)
-            for item, _, offset, length, immediate in _core.heap_items(self._c)
-            if item == DESCRIPTOR_ID and not immediate
-        ]
-        if not found:
-            return []
-        payload = memoryview(self._buffer())  # type: ignore[arg-type]
-        return [payload[offset : offset + length] for offset, length in found]
+    #: For :meth:`xdpspead.ItemGroup.update`, which is not for incomplete heaps.
+    _contents = _HeapBase._read
 
     def get_descriptors(self) -> list[RawDescriptor]:
         """Return the item descriptors in the heap; one that cannot be decoded is logged."""
-        return list(parse_packets(self._descriptor_packets(), self._bug_compat))
+        return list(parse_packets(self._contents()[0], self.flavour.bug_compat))
 
     def __repr__(self) -> str:
         return f"<Heap cnt={self.cnt} length={self._c.size} flavour={self.flavour!r}>"
@@ -130,6 +137,5 @@ class IncompleteHeap(_HeapBase):
         )
 
 
-def make_heap(c: _core.CHeap, bug_compat: int) -> Heap | IncompleteHeap:
-    """Return the right kind of heap for what the core put out."""
-    return (Heap if c.flags & _core.HEAP_CONTIGUOUS else IncompleteHeap)(c, bug_compat)
+#: Classes of incomplete heaps and of whole ones.
+KINDS: Final = (IncompleteHeap, Heap)

@@ -84,6 +84,16 @@ def find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> Interface:
 
 
 @outside_event_loops
+def attached_program(index: int) -> int:
+    """Return the id of the XDP program on an interface, 0 if there is none or several."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        (link,) = netlink.get_links(index)
+    return int(link.get_nested("IFLA_XDP", "IFLA_XDP_PROG_ID") or 0)
+
+
+@outside_event_loops
 def addresses_of(index: int) -> frozenset[bytes]:
     """Return the addresses of an interface, packed."""
     from pyroute2 import IPRoute

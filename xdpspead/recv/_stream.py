@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+import operator
 import os
 import socket as socket_module
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, overload
 
@@ -19,7 +24,7 @@ from .._log import core_log
 from .._threads import ThreadPool
 from . import _pcap, _switch, _tcp, _udp, _xdp
 from ._config import RingStreamConfig, StreamConfig
-from ._heap import Heap, IncompleteHeap, make_heap
+from ._heap import KINDS, Heap, IncompleteHeap
 from ._ledger import Ledger, make_ledger
 from ._reader import Begin, ReaderInfo
 from ._stats import EXTRA_STATS, StreamStats, queue_stats
@@ -30,8 +35,29 @@ if TYPE_CHECKING:
 
 #: A blocking call looks whether a signal came at least this often, ms.
 _SLICE_MS: Final = 200
-#: Heaps that iteration takes from the ring at a time.
+#: Heaps that iteration takes from the ring at a time, if they are no more than half of it.
 _ITERATION_BATCH: Final = 32
+_POPLEFT: Final = operator.methodcaller("popleft")
+
+
+def check_max_heaps(max_heaps: int) -> int:
+    """Return how many heaps are asked for; ValueError if that is less than 1."""
+    n = operator.index(max_heaps)
+    if n < 1:
+        raise ValueError(f"max_heaps must be at least 1, not {n}")
+    return n
+
+
+def _deadline(timeout: float) -> float:
+    if not timeout >= 0:
+        raise ValueError(f"timeout must not be negative, but it is {timeout!r}")
+    return time.monotonic() + timeout
+
+
+def _ms_until(deadline: float) -> int:
+    """Return how long the core is to wait now; 0 once the time is over."""
+    left = deadline - time.monotonic()
+    return 0 if left <= 0 else math.ceil(min(left * 1e3, _SLICE_MS))
 
 
 _Ringbuffer: TypeAlias = "Ringbuffer"
@@ -103,8 +129,11 @@ class _Stream:
                 "contiguous_only": self._ring_config.contiguous_only,
                 "keep_payload_ranges": self._ring_config.incomplete_keep_payload_ranges,
             },
+            KINDS,
+            self._config._bug_compat,
         )
-        self._popped: deque[_core.CHeap] = self._core.leftover
+        # Heaps that have left the ring and were handed to nobody. Who wants one looks here first.
+        self._popped: deque[Heap | IncompleteHeap] = self._core.leftover
 
     # -------------------------------------------------------------- readers
 
@@ -360,8 +389,15 @@ class _Stream:
                 self._batch = 1
             self._reader_thread = thread
 
-    def _make(self, c: _core.CHeap) -> Heap | IncompleteHeap:
-        return make_heap(c, self._config._bug_compat)
+    def _take_popped(self, n: int) -> list[Heap | IncompleteHeap]:
+        """Take up to `n` heaps of those that have left the ring already."""
+        heaps: list[Heap | IncompleteHeap] = []
+        popped = self._popped
+        if popped:
+            # Other threads may take some meanwhile; a list keeps what it got before the error.
+            with contextlib.suppress(IndexError):
+                heaps.extend(map(_POPLEFT, repeat(popped, min(n, len(popped)))))
+        return heaps
 
     def get_nowait(self) -> Heap | IncompleteHeap:
         """Return the next heap.
@@ -372,15 +408,17 @@ class _Stream:
             If none is waiting.
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         try:
-            return self._make(self._popped.popleft())
+            return self._popped.popleft()
         except IndexError:
             pass
-        heaps = self._core.pop(1, 0)
+        heaps: list[Heap | IncompleteHeap] = self._core.pop(1, 0)
         if not heaps:
             raise Empty("ring buffer is empty")
-        return self._make(heaps[0])
+        return heaps[0]
 
     # -------------------------------------------------------------- state
 
@@ -468,6 +506,8 @@ class Stream(_Stream):
     Packets with the same heap identifier belong to the same heap, whichever reader brought them
     (unless a reader has several workers, see :attr:`.UdpXdpConfig.workers`). Iterate over it, or
     call :meth:`get`, to have the heaps. Used as a context manager it is stopped at the end.
+    Iteration ends when the stream has stopped, and raises :class:`XdpError` if that is because the
+    interface of an AF_XDP reader is gone.
 
     Parameters
     ----------
@@ -498,33 +538,89 @@ class Stream(_Stream):
         ------
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         self._note_thread()
         while True:
             try:
-                return self._make(self._popped.popleft())
+                return self._popped.popleft()
             except IndexError:
                 pass
-            heaps = self._core.pop(1, _SLICE_MS)
+            heaps: list[Heap | IncompleteHeap] = self._core.pop(1, _SLICE_MS)
             if heaps:
-                return self._make(heaps[0])
+                return heaps[0]
+
+    def get_many(
+        self, max_heaps: int, *, timeout: float | None = None
+    ) -> list[Heap | IncompleteHeap]:
+        """Return the next heaps, up to `max_heaps`, waiting for the first only.
+
+        To take heaps costs more than to look at one, so a program that wants many of them takes
+        many at a time. Iteration does so by itself; this is for those who have something to do
+        once for all heaps that are there.
+
+        Calls, iteration and :meth:`get` may follow each other as you like, and threads may share a
+        stream: every heap goes to one caller, and each caller sees heaps in order. A call that a
+        signal's handler ends with an exception (Ctrl-C) while it waits takes no heap away.
+
+        Parameters
+        ----------
+        max_heaps : int
+            At most so many heaps; at least 1. There is no need to know how many there are: a call
+            never gets more than the ring holds.
+        timeout : float, optional
+            How long to wait for the first heap, in seconds; 0 does not wait. None (the default)
+            waits for as long as it takes.
+
+        Returns
+        -------
+        list of Heap or IncompleteHeap
+            In the order in which they were finished. There is at least one, unless `timeout` went
+            by without one. There may be fewer than are waiting: those that iteration has taken out
+            of the ring already come alone, and while several threads wait each gets one.
+
+        Raises
+        ------
+        Stopped
+            If the stream has stopped and all its heaps have been read. Heaps that were there at the
+            end come first.
+        ValueError
+            If `max_heaps` is less than 1, or `timeout` is negative.
+        TypeError
+            If `max_heaps` is no integer.
+        """
+        n = check_max_heaps(max_heaps)
+        deadline = None if timeout is None else _deadline(timeout)
+        self._note_thread()
+        while True:
+            heaps = self._take_popped(n)
+            if heaps:
+                return heaps
+            wait = _SLICE_MS if deadline is None else _ms_until(deadline)
+            heaps = self._core.pop(n, wait)
+            if heaps or wait == 0:
+                return heaps
 
     def __iter__(self) -> Iterator[Heap | IncompleteHeap]:
         self._note_thread()
         return self
 
     def __next__(self) -> Heap | IncompleteHeap:
-        popped = self._popped
         try:
-            return self._make(popped.popleft())
+            return self._popped.popleft()
         except IndexError:
-            pass
-        heaps: list[_core.CHeap] = []
+            return self._next_of_many()
+
+    def _next_of_many(self) -> Heap | IncompleteHeap:
+        """Take many heaps; whoever else reads the stream finds the rest of them in `_popped`."""
+        heaps: list[Heap | IncompleteHeap] = []
         try:
-            # Take all there is at once; whoever else reads the stream finds them in _popped.
             while not heaps:
-                heaps = self._core.pop(self._batch, _SLICE_MS)
+                heaps = self._core.pop_ahead(self._batch, _SLICE_MS)
         except Stopped:
             raise StopIteration from None
-        popped.extend(heaps[1:])
-        return self._make(heaps[0])
+        rest = iter(heaps)
+        first = next(rest)
+        self._popped.extend(rest)
+        return first

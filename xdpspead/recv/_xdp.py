@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .. import _core
+from .._bpf_holders import holders
 from .._device import Devices
 from .._errors import TransportError, XdpError
 from .._guard import Guard
@@ -25,7 +26,7 @@ from .._log import LOGGER
 from . import _sockets, _steering, _udp, _zero_copy
 from ._endpoints import Endpoint, few, resolve_endpoint, united
 from ._groups import join_groups
-from ._interface import Interface, choose_queues, find_interface
+from ._interface import Interface, attached_program, choose_queues, find_interface
 from ._napi import defer_interrupts
 from ._reader import Begin, ReaderInfo
 from ._through import choose_helper
@@ -215,6 +216,17 @@ def _steer(
     return _steering.steer(guard, interface, rules, queues)
 
 
+def _whose_program(interface: Interface | None, number: int | None, step: str) -> str:
+    """Return a sentence that says who holds the program that is in the way, if one is."""
+    if interface is None or (number, step) != (errno.EBUSY, "attach program"):
+        return ""
+    program = attached_program(interface.index)
+    processes = holders(program).processes if program else ()
+    if not processes:
+        return ""
+    return f" Process {', '.join(processes)} has program {program}."
+
+
 def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> ReaderInfo | None:
     """Add an AF_XDP reader to the stream and tell what it is; None if the stream has stopped.
 
@@ -225,6 +237,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
     """
     groups, settings = contextlib.ExitStack(), contextlib.ExitStack()
     port: _core.XdpPort | None = None
+    interface: Interface | None = None
     try:
         helper = choose_helper(config)
         endpoints = [resolve_endpoint(endpoint) for endpoint in config.endpoints]
@@ -263,7 +276,8 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         raise
     except OSError as error:
         step = getattr(error, "step", "")
-        raise XdpError(error.errno or 0, str(error), step) from None
+        text = f"{error}{_whose_program(interface, error.errno, step)}"
+        raise XdpError(error.errno or 0, text, step) from None
     finally:
         groups.close()
         settings.close()

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from .. import _core
-from .._drivers import kernel_version, why_no_zero_copy
+from .._drivers import MTU_OF_ONE_FRAME, kernel_version, why_no_zero_copy
 from .._netdev import xdp_features
 from ._interface import Interface
 from ._xdp_config import UdpXdpConfig
 
 _VARIABLE: Final = "XDPSPEAD_ZERO_COPY"
-#: Larger packets do not fit a frame: 4096 bytes without the 256 that the kernel keeps in front of
-#: them, and without Ethernet header and two VLAN tags.
-_LARGEST_MTU: Final = 4096 - 256 - 22
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def choose(config: UdpXdpConfig, interface: Interface, mode: str) -> Choice:
 def _why_copy(interface: Interface, mode: str) -> str:
     if mode != "native":
         return "generic mode copies"
-    if interface.mtu > _LARGEST_MTU:
+    if interface.mtu > MTU_OF_ONE_FRAME:
         return f"packets of MTU {interface.mtu} take several frames each"
     if os.environ.get(_VARIABLE) == "try":
         return ""

@@ -1,29 +1,30 @@
 """Streams for :mod:`asyncio`.
 
-How it works: whoever calls :meth:`Stream.get` stands in a line, one line for each event loop, and
-the loop watches the stream's descriptor while somebody in the line has no heap to expect. Heaps
-stay in the ring until a waiter's task really runs; waking a waiter only means "look again". So
-there is nothing to be lost when a waiter is cancelled, at whatever moment: it leaves the line, and
-the next one is told to look.
+How it works: whoever calls :meth:`Stream.get` or :meth:`Stream.get_many` stands in a line, one line
+for each event loop, and the loop watches the stream's descriptor while somebody in the line has no
+heap to expect. Heaps stay in the ring until a waiter's task really runs; waking a waiter only means
+"look again". So there is nothing to be lost when a waiter is cancelled, at whatever moment: it
+leaves the line, and the next one is told to look.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Final, Self
 
-from .. import _core
 from .._errors import Stopped
 from .._threads import ThreadPool
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
 from ._stream import Stream as _BlockingStream
+from ._stream import check_max_heaps
 
 __all__ = ["Stream"]
 
@@ -87,27 +88,43 @@ class Stream(_BlockingStream):
         ------
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
-        loop = asyncio.get_running_loop()
-        self._core.require_own_process()  # in a child the lock might be held for ever
-        line = self._lines.get(loop) or self._open_line(loop)
-        ticket = next(self._tickets)
-        heap: _core.CHeap | None = None
-        try:
-            while heap is None:
-                look = line.waiters[ticket] = loop.create_future()
-                self._wake(line)
-                if look.done():
-                    await asyncio.sleep(0)
-                else:
-                    self._watch(line)
-                    await look
-                # Somebody else may have taken what we were woken for, and from those before us too.
-                if next(iter(line.waiters)) == ticket:
-                    heap = self._take()
-            return self._make(heap)
-        finally:
-            self._leave(line, ticket)
+        heaps = await self._wait_for(self._take_one)
+        return heaps[0]
+
+    async def get_many(  # type: ignore[override]
+        self, max_heaps: int
+    ) -> list[Heap | IncompleteHeap]:
+        """Return the next heaps, up to `max_heaps`, waiting for the first only.
+
+        Calls that wait at the same time, and those of :meth:`get`, get their heaps in the order in
+        which they were made; the first takes all it can. One that is cancelled takes no heap away,
+        so `asyncio.timeout` may limit the time. Other tasks have their turn during every call.
+
+        Parameters
+        ----------
+        max_heaps : int
+            At most so many heaps; at least 1.
+
+        Returns
+        -------
+        list of Heap or IncompleteHeap
+            At least one, in the order in which they were finished. There may be fewer than are
+            waiting: those that iteration has taken out of the ring already come alone.
+
+        Raises
+        ------
+        Stopped
+            If the stream has stopped and all its heaps have been read.
+        ValueError
+            If `max_heaps` is less than 1.
+        TypeError
+            If `max_heaps` is no integer.
+        """
+        n = check_max_heaps(max_heaps)
+        return await self._wait_for(functools.partial(self._take_many, n))
 
     def get_nowait(self) -> Heap | IncompleteHeap:
         """Return the next heap, before those who wait in :meth:`get`.
@@ -118,6 +135,8 @@ class Stream(_BlockingStream):
             If none is waiting.
         Stopped
             If the stream has stopped and all its heaps have been read.
+        XdpError
+            Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         self._core.require_own_process()
         with self._lock:
@@ -130,7 +149,7 @@ class Stream(_BlockingStream):
         # Every turn of the event loop is a system call: give one to a few heaps, not to each.
         if not self._lines and time.monotonic() < self._turn_ends:
             try:
-                return self._make(self._popped.popleft())
+                return self._popped.popleft()
             except IndexError:
                 pass
         try:
@@ -152,6 +171,31 @@ class Stream(_BlockingStream):
         self.stop()
 
     # -------------------------------------------------------------- the line
+
+    async def _wait_for(
+        self, take: Callable[[], list[Heap | IncompleteHeap]]
+    ) -> list[Heap | IncompleteHeap]:
+        """Wait in the line until `take` takes something, and return that."""
+        loop = asyncio.get_running_loop()
+        self._core.require_own_process()  # in a child the lock might be held for ever
+        line = self._lines.get(loop) or self._open_line(loop)
+        ticket = next(self._tickets)
+        heaps: list[Heap | IncompleteHeap] = []
+        try:
+            while not heaps:
+                look = line.waiters[ticket] = loop.create_future()
+                self._wake(line)
+                if look.done():
+                    await asyncio.sleep(0)
+                else:
+                    self._watch(line)
+                    await look
+                # Somebody else may have taken what we were woken for, and from those before us too.
+                if next(iter(line.waiters)) == ticket:
+                    heaps = take()
+            return heaps
+        finally:
+            self._leave(line, ticket)
 
     def _open_line(self, loop: asyncio.AbstractEventLoop) -> _Line:
         with self._lock:
@@ -181,14 +225,19 @@ class Stream(_BlockingStream):
             line.loop.add_reader(fd, self._wake, line)
             line.fd = fd
 
-    def _take(self) -> _core.CHeap | None:
+    def _take_one(self) -> list[Heap | IncompleteHeap]:
         """Take the next heap if there is one, and some more for the next to come."""
         with self._lock:
             if not self._popped:
                 # Other lines that wait would not notice what is in _popped.
                 alone = len(self._lines) == 1
-                self._popped.extend(self._core.pop(self._batch if alone else 1, 0))
-            return self._popped.popleft() if self._popped else None
+                self._popped.extend(self._core.pop_ahead(self._batch if alone else 1, 0))
+            return self._take_popped(1)
+
+    def _take_many(self, n: int) -> list[Heap | IncompleteHeap]:
+        """Take the heaps that are there, up to `n`."""
+        with self._lock:
+            return self._take_popped(n) or self._core.pop(n, 0)
 
     def _leave(self, line: _Line, ticket: int) -> None:
         """Leave the line, with a heap or without."""
