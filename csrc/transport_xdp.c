@@ -21,6 +21,8 @@
  * last one gives the slot back.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,6 +65,8 @@ struct xdp_reader {
 
 	int kick_fd; /* readable: a reader has joined one of our queues, or the source is gone */
 	atomic_bool kicked;
+	int lifeline_fd; /* see xdp_port.h */
+	bool abandoned;  /* it has hung up, while the stream was blocked */
 
 	bool attached;
 };
@@ -72,6 +76,7 @@ struct xdp_source {
 	struct xps_xdp_port *port;
 	int slot;
 	uint32_t *owners; /* of each queue of the interface: the reader that counts for it, the first one if none reads it */
+	struct xps_steer_counters *counters; /* one for each queue of the interface, used under the stream's lock */
 	atomic_uint refs;
 
 	struct xps_xdp_watch watch; /* the first reader's */
@@ -81,7 +86,8 @@ struct xdp_source {
 	atomic_uint n_undrained;    /* readers that are not `drained` */
 
 	pthread_mutex_t lock;
-	bool cleared; /* guarded by the lock: the slot is in no map any more, and no packet is on its way from there */
+	/* Set under the lock: the slot is in no map any more, and no packet is on its way from there. */
+	atomic_bool cleared;
 
 	uint32_t n_readers;
 	struct xdp_reader readers[];
@@ -346,23 +352,67 @@ static bool have_come(struct xdp_reader *r)
 	return r->source->taken != before;
 }
 
+/* No packet comes any more, whatever it was that told us. */
+static void lose_source(struct xdp_reader *r, const struct xps_fail *why)
+{
+	struct xdp_source *source = r->source;
+	bool first;
+
+	pthread_mutex_lock(&source->lock);
+	first = !atomic_load(&source->gone);
+	if (first)
+		source->why = *why;
+	atomic_store(&source->gone, true);
+	pthread_mutex_unlock(&source->lock);
+	if (!first)
+		return;
+	xps_reader_tell(&r->reader, XPS_LOG_ERROR, why->text);
+	kick_others(source);
+}
+
 /* Nobody tells when the program is taken off; but then nothing comes, and so only then it is asked. */
 static void reader_look(struct xps_reader *reader)
 {
 	struct xdp_reader *r = reader_of(reader);
 	struct xdp_source *source = r->source;
+	struct xps_fail why;
 	int came;
 
 	if (r->index || atomic_load(&source->gone))
 		return;
-	came = xps_xdp_watch_read(&source->watch, &source->why);
+	came = xps_xdp_watch_read(&source->watch, &why);
 	if (came < 0) {
-		xps_reader_tell(reader, XPS_LOG_ERROR, source->why.text);
-		atomic_store(&source->gone, true);
-		kick_others(source);
+		lose_source(r, &why);
 	} else if (!came && !have_come(r)) { /* a second is over, and not just an answer there */
 		xps_xdp_watch_ask(&source->watch);
 	}
+}
+
+/*
+ * Whether the helper has hung up. From then on its descriptor would be ready all the time. Every reader has one, so each
+ * finds out by itself.
+ */
+static bool is_abandoned(struct xdp_reader *r)
+{
+	struct pollfd lifeline = { .fd = r->lifeline_fd };
+
+	if (r->lifeline_fd < 0 || r->abandoned)
+		return r->abandoned;
+	r->abandoned = poll(&lifeline, 1, 0) > 0;
+	if (r->abandoned)
+		xps_reader_watch_instead(&r->reader.watches[0], -1);
+	return r->abandoned;
+}
+
+static void lose_helper(struct xdp_reader *r)
+{
+	struct xps_fail why;
+
+	xps_fail_set(&why, EPIPE, "ask xdpspead-helper",
+		     "%s: xdpspead-helper has ended or has taken back what it gave; no packet comes any more, and the "
+		     "stream ends",
+		     r->source->port->name);
+	lose_source(r, &why);
 }
 
 /* The rings are empty, and nothing will come into them. The last reader of whom that is true ends the stream. */
@@ -390,6 +440,8 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 	for (int i = 0; i < ROUNDS && !xps_reader_ended(reader); i++) {
 		switch (poll_round(r)) {
 		case EMPTY:
+			if (unlikely(r->slept || r->abandoned) && is_abandoned(r))
+				lose_helper(r);
 			if (r->slept)
 				clear_errors(r);
 			r->slept = false;
@@ -414,6 +466,7 @@ static void reader_poll_blocked(struct xps_reader *reader)
 	struct xdp_reader *r = reader_of(reader);
 
 	clear_kick(r);
+	is_abandoned(r); /* poll() ends the stream, when there is room */
 	for (uint32_t i = 0; i < r->n_sockets; i++)
 		absorb(&r->sockets[i]);
 }
@@ -423,7 +476,7 @@ static void reader_poll_blocked(struct xps_reader *reader)
 /* Each counter is one line here, one in enum xps_stat with its name, and one in QueueStats in recv/_stats.py. */
 static void read_program(const struct xdp_reader *r, struct xps_queue_stats *row)
 {
-	const struct xps_steer_counters c = xps_xdp_port_queue_counters(r->source->port, r->source->slot, row->queue);
+	const struct xps_steer_counters c = r->source->counters[row->queue];
 
 	*xps_queue_stat(row, XPS_STAT_XDP_MATCHED) = c.matched;
 	*xps_queue_stat(row, XPS_STAT_XDP_REDIRECTED) = c.redirected;
@@ -454,6 +507,7 @@ static void reader_add_stats(struct xps_reader *reader, uint64_t *stats)
 	struct xdp_reader *r = reader_of(reader);
 
 	(void)stats; /* the stream adds up what is in the table */
+	xps_xdp_port_counters(r->source->port, r->source->slot, r->source->cleared, r->source->counters);
 	for (uint32_t i = 0; i < reader->queues->n; i++)
 		if (r->source->owners[i] == r->index)
 			read_program(r, &reader->queues->rows[i]);
@@ -476,6 +530,7 @@ static void settle(struct xdp_reader *r)
 
 void xps_xdp_port_forget(struct xps_xdp_port *port)
 {
+	port->ops->forget(port);
 	xps_xdp_port_forget_joined(port);
 	for (int i = 0; i < port->config.n_queues; i++) {
 		const struct xps_xdp_queue *queue = port->queues[i];
@@ -518,6 +573,7 @@ static void source_free(struct xdp_source *source)
 	xps_xdp_port_free(source->port);
 	pthread_mutex_destroy(&source->lock);
 	free(source->owners);
+	free(source->counters);
 	free(source);
 }
 
@@ -532,6 +588,8 @@ static void reader_close(struct xps_reader *reader)
 	}
 	for (uint32_t i = 0; i < r->n_sockets; i++)
 		xps_xdp_socket_close(&r->sockets[i]);
+	if (r->lifeline_fd >= 0)
+		close(r->lifeline_fd);
 	if (!r->attached)
 		free(r->reader.queues);
 	free(r->reader.watches);
@@ -588,11 +646,11 @@ static int reader_init(struct xdp_reader *r, struct xdp_source *source, const st
 	r->source = source;
 	r->max_size = config->max_size;
 	r->max_poll = config->max_poll > 0 ? (uint32_t)config->max_poll : 0;
-	r->kick_fd = -1;
+	r->kick_fd = r->lifeline_fd = -1;
 	r->reader.news.fd = -1;
 	atomic_init(&r->kicked, false);
 	r->sockets = calloc(n_sockets, sizeof(r->sockets[0]));
-	r->reader.watches = calloc((size_t)n_sockets + 1, sizeof(r->reader.watches[0]));
+	r->reader.watches = calloc((size_t)n_sockets + 2, sizeof(r->reader.watches[0]));
 	r->reader.queues = xps_queue_table_new(source->port->name, (uint32_t)source->port->config.n_queues);
 	return r->sockets && r->reader.watches && r->reader.queues ? 0 : -ENOMEM;
 }
@@ -624,11 +682,12 @@ static struct xdp_source *source_new(struct xps_xdp_port *port, const struct xps
 	atomic_init(&source->gone, false);
 	atomic_init(&source->n_undrained, source->n_readers);
 	source->owners = calloc((size_t)port->config.n_queues, sizeof(source->owners[0]));
+	source->counters = calloc((size_t)port->config.n_queues, sizeof(source->counters[0]));
 	for (uint32_t i = 0; i < source->n_readers; i++) {
 		source->readers[i].index = i;
 		err |= reader_init(&source->readers[i], source, config);
 	}
-	if (source->owners && !err)
+	if (source->owners && source->counters && !err)
 		return source;
 	close_readers(source, 0);
 	source_free(source);
@@ -657,7 +716,8 @@ static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xd
 {
 	const struct xps_xdp_queue_config queue_config = { .buffer_size = config->buffer_size,
 							   .n_alike = config->n_queues,
-							   .zero_copy = config->zero_copy };
+							   .zero_copy = config->zero_copy,
+							   .slot = r->source->slot };
 	struct xps_xdp_socket *s = &r->sockets[r->n_sockets];
 	struct xdp_source *source = r->source;
 	int err;
@@ -674,9 +734,27 @@ static int open_socket(struct xdp_reader *r, uint32_t queue, const struct xps_xd
 	return err ? err : xps_xdp_port_set_socket(source->port, source->slot, queue, s->fd, fail);
 }
 
+/* A descriptor of its own, because an event loop takes each but once. */
+static int watch_lifeline(struct xdp_reader *r, struct xps_fail *fail)
+{
+	const int fd = xps_xdp_port_lifeline(r->source->port);
+
+	if (fd < 0)
+		return 0;
+	r->lifeline_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (r->lifeline_fd < 0)
+		return xps_fail_set(fail, errno, "watch the helper", "Cannot duplicate a descriptor: %s.",
+				    strerror(errno));
+	r->reader.watches[r->reader.n_watches++].watch.fd = r->lifeline_fd;
+	return 0;
+}
+
 static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
 {
-	int err = 0;
+	int err = watch_lifeline(r, fail);
+
+	if (err)
+		return err;
 
 	r->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (r->kick_fd < 0)
@@ -723,10 +801,9 @@ static int source_open(struct xdp_source *source, const struct xps_xdp_reader_co
 {
 	int err;
 
-	source->slot = xps_xdp_port_take_slot(source->port, fail);
+	source->slot = xps_xdp_port_take_slot(source->port, config->owner, fail);
 	if (source->slot < 0)
 		return source->slot;
-	xps_xdp_port_set_owner(source->port, source->slot, config->owner);
 	err = xps_xdp_port_keep_joined(source->port, source->slot, config->joined, config->n_joined, fail);
 	for (uint32_t i = 0; i < source->n_readers && !err; i++)
 		err = reader_open(&source->readers[i], config, fail);

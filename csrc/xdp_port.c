@@ -13,15 +13,14 @@
 
 #include <bpf/bpf.h>
 
-/* More than any NIC has; keeps the maps' sizes far from overflow. */
-#define MAX_QUEUES 4096
-
 static uint32_t entry_of(const struct xps_xdp_port *port, int slot, uint32_t queue)
 {
 	return (uint32_t)slot * (uint32_t)port->config.n_queues + queue;
 }
 
 /* ---------------------------------------------------------------- port */
+
+static const struct xps_xdp_port_ops local_ops;
 
 static int check_config(const struct xps_xdp_port_config *config, struct xps_fail *fail)
 {
@@ -30,14 +29,14 @@ static int check_config(const struct xps_xdp_port_config *config, struct xps_fai
 	if (config->ifindex <= 0 || !if_indextoname((unsigned)config->ifindex, name))
 		return xps_fail_set(fail, ENODEV, "find interface",
 				    "There is no interface with index %d in this network namespace.", config->ifindex);
-	if (config->n_queues < 1 || config->n_queues > MAX_QUEUES)
+	if (config->n_queues < 1 || config->n_queues > XPS_XDP_MAX_QUEUES)
 		return xps_fail_set(fail, EINVAL, "find queues",
 				    "The number of receive queues is %d; it must be 1 to %d.", config->n_queues,
-				    MAX_QUEUES);
+				    XPS_XDP_MAX_QUEUES);
 	return 0;
 }
 
-static struct xps_xdp_port *port_alloc(const struct xps_xdp_port_config *config)
+struct xps_xdp_port *xps_xdp_port_alloc(const struct xps_xdp_port_config *config, const struct xps_xdp_port_ops *ops)
 {
 	struct xps_xdp_port *port = calloc(1, sizeof(*port));
 
@@ -48,7 +47,9 @@ static struct xps_xdp_port *port_alloc(const struct xps_xdp_port_config *config)
 		free(port);
 		return NULL;
 	}
+	port->ops = ops;
 	port->config = *config;
+	port->program = (struct xps_xdp_program){ .fd = -1, .link_fd = -1 };
 	if_indextoname((unsigned)config->ifindex, port->name);
 	atomic_init(&port->refs, 1);
 	pthread_mutex_init(&port->lock, NULL);
@@ -62,7 +63,7 @@ struct xps_xdp_port *xps_xdp_port_new(const struct xps_xdp_port_config *config, 
 
 	if (check_config(config, fail))
 		return NULL;
-	port = port_alloc(config);
+	port = xps_xdp_port_alloc(config, &local_ops);
 	if (!port) {
 		xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the interface's state.");
 		return NULL;
@@ -84,7 +85,7 @@ void xps_xdp_port_free(struct xps_xdp_port *port)
 {
 	if (!port || atomic_fetch_sub(&port->refs, 1) != 1)
 		return;
-	xps_xdp_program_unload(&port->program);
+	port->ops->unload(port);
 	pthread_mutex_destroy(&port->lock);
 	free(port->queues);
 	free(port);
@@ -124,28 +125,32 @@ static void counters_add(struct xps_steer_counters *sum, const struct xps_steer_
 	sum->other_source += c->other_source;
 }
 
-struct xps_steer_counters xps_xdp_port_queue_counters(struct xps_xdp_port *port, int slot, uint32_t queue)
+static void read_counters(struct xps_xdp_port *port, int slot, bool last, struct xps_steer_counters *counters)
 {
-	const uint32_t entry = entry_of(port, slot, queue);
-	struct xps_steer_counters sum = { 0 }, *values = counters_alloc(port);
+	struct xps_steer_counters *values = counters_alloc(port);
 
-	if (values && !bpf_map_lookup_elem(port->program.counters_fd, &entry, values))
+	(void)last;
+	for (uint32_t queue = 0; values && queue < (uint32_t)port->config.n_queues; queue++) {
+		const uint32_t entry = entry_of(port, slot, queue);
+
+		if (bpf_map_lookup_elem(port->program.counters_fd, &entry, values))
+			continue;
+		counters[queue] = (struct xps_steer_counters){ 0 };
 		for (uint32_t cpu = 0; cpu < port->program.n_cpus; cpu++)
-			counters_add(&sum, &values[cpu]);
+			counters_add(&counters[queue], &values[cpu]);
+	}
 	free(values);
-	return sum;
 }
 
-void xps_xdp_port_passed(struct xps_xdp_port *port, uint64_t *unparsed, uint64_t *others)
+static void read_passed(struct xps_xdp_port *port, struct xps_steer_passed *passed)
 {
 	struct xps_steer_passed *values = calloc(port->program.n_cpus, sizeof(*values));
 	const uint32_t entry = 0;
 
-	*unparsed = *others = 0;
 	if (values && !bpf_map_lookup_elem(port->program.passed_fd, &entry, values)) {
 		for (uint32_t cpu = 0; cpu < port->program.n_cpus; cpu++) {
-			*unparsed += values[cpu].unparsed;
-			*others += values[cpu].others;
+			passed->unparsed += values[cpu].unparsed;
+			passed->others += values[cpu].others;
 		}
 	}
 	free(values);
@@ -198,9 +203,21 @@ bool xps_xdp_port_in_use(struct xps_xdp_port *port)
 	return used;
 }
 
-int xps_xdp_port_take_slot(struct xps_xdp_port *port, struct xps_fail *fail)
+/* Nothing of it is in any map. The last one takes the program off. */
+static void free_slot(struct xps_xdp_port *port, int slot)
+{
+	pthread_mutex_lock(&port->lock);
+	port->slots[slot] = (struct xps_xdp_slot){ 0 };
+	if (!in_use(port))
+		xps_xdp_program_detach(&port->program);
+	pthread_mutex_unlock(&port->lock);
+}
+
+static int take_slot(struct xps_xdp_port *port, const char *owner, struct xps_fail *fail)
 {
 	int slot, err = 0;
+
+	(void)owner;
 
 	pthread_mutex_lock(&port->lock);
 	/* Its last reader may have gone, and the program with it, just before this one came. */
@@ -210,6 +227,10 @@ int xps_xdp_port_take_slot(struct xps_xdp_port *port, struct xps_fail *fail)
 	pthread_mutex_unlock(&port->lock);
 	if (err)
 		return err;
+	if (slot < 0 && port->config.for_others)
+		return xps_fail_set(fail, ENOSPC, "take slot",
+				    "There are %d AF_XDP readers on %s already, the most there may be.",
+				    XPS_STEER_SLOTS, port->name);
 	if (slot < 0)
 		return xps_fail_set(fail, ENOSPC, "take slot",
 				    "This process has %d AF_XDP readers on %s already, the most there may be. Give one "
@@ -217,14 +238,14 @@ int xps_xdp_port_take_slot(struct xps_xdp_port *port, struct xps_fail *fail)
 				    XPS_STEER_SLOTS, port->name);
 	err = zero_counters(port, slot);
 	if (err) {
-		xps_xdp_port_give_slot(port, slot);
+		free_slot(port, slot);
 		return xps_fail_set(fail, -err, "clear counters", "Cannot write the program's counters: %s.",
 				    strerror(-err));
 	}
 	return slot;
 }
 
-int xps_xdp_port_set_socket(struct xps_xdp_port *port, int slot, uint32_t queue, int fd, struct xps_fail *fail)
+static int set_socket(struct xps_xdp_port *port, int slot, uint32_t queue, int fd, struct xps_fail *fail)
 {
 	const uint32_t entry = entry_of(port, slot, queue);
 	int err;
@@ -235,13 +256,6 @@ int xps_xdp_port_set_socket(struct xps_xdp_port *port, int slot, uint32_t queue,
 	return xps_fail_set(fail, err, "steer queue",
 			    "Cannot put the socket of queue %u of %s into the program's map: %s.", queue, port->name,
 			    strerror(err));
-}
-
-void xps_xdp_port_set_owner(struct xps_xdp_port *port, int slot, const char *owner)
-{
-	pthread_mutex_lock(&port->lock);
-	snprintf(port->slots[slot].owner, sizeof(port->slots[slot].owner), "%s", owner ? owner : "");
-	pthread_mutex_unlock(&port->lock);
 }
 
 static int duplicate(struct xps_xdp_member_socket *joined, int fd)
@@ -437,11 +451,11 @@ static int overlap_fail(const struct xps_xdp_port *port, const struct xps_steer_
 	char mine[ENDPOINT_TEXT], theirs[ENDPOINT_TEXT];
 
 	return xps_fail_set(fail, EADDRINUSE, "steer endpoint",
-			    "%s on %s is taken: another reader of this process%s%s%s receives %s there, and a packet "
-			    "can go to one reader only. Leave the endpoint out, stop that stream, or give both "
-			    "endpoints to one reader.",
-			    print_endpoint(key, mine), port->name, *owner ? " (" : "", owner, *owner ? ")" : "",
-			    print_endpoint(&other->key, theirs));
+			    "%s on %s is taken: another reader%s%s%s%s receives %s there, and a packet can go to one "
+			    "reader only. Leave the endpoint out, stop that stream, or give both endpoints to one "
+			    "reader.",
+			    print_endpoint(key, mine), port->name, port->config.for_others ? "" : " of this process",
+			    *owner ? " (" : "", owner, *owner ? ")" : "", print_endpoint(&other->key, theirs));
 }
 
 /* Caller locks. */
@@ -466,8 +480,8 @@ static int claim_endpoint(struct xps_xdp_port *port, int slot, const struct xps_
 }
 
 /* Caller locks. */
-static int add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints, uint32_t n,
-			 struct xps_fail *fail)
+static int claim_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints, uint32_t n,
+			   struct xps_fail *fail)
 {
 	int err = 0;
 
@@ -483,47 +497,130 @@ static int add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_x
 	return 0;
 }
 
-int xps_xdp_port_add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints,
-			       uint32_t n, struct xps_fail *fail)
+static int add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints, uint32_t n,
+			 struct xps_fail *fail)
 {
 	int err;
 
 	pthread_mutex_lock(&port->lock);
-	err = add_endpoints(port, slot, endpoints, n, fail);
+	err = claim_endpoints(port, slot, endpoints, n, fail);
 	if (err)
 		drop_claims(port, slot);
 	pthread_mutex_unlock(&port->lock);
 	return err;
 }
 
-void xps_xdp_port_drop_endpoints(struct xps_xdp_port *port, int slot)
+static void drop_endpoints(struct xps_xdp_port *port, int slot)
 {
 	pthread_mutex_lock(&port->lock);
 	drop_claims(port, slot);
 	pthread_mutex_unlock(&port->lock);
 }
 
-/* Caller locks. */
 static void clear_slot(struct xps_xdp_port *port, int slot)
 {
+	pthread_mutex_lock(&port->lock);
 	drop_claims(port, slot);
 	clear_sockets(port, slot);
+	pthread_mutex_unlock(&port->lock);
+}
+
+static void give_slot(struct xps_xdp_port *port, int slot)
+{
+	clear_slot(port, slot);
+	free_slot(port, slot);
+}
+
+static int no_lifeline(const struct xps_xdp_port *port)
+{
+	(void)port;
+	return -1;
+}
+
+static void forget(struct xps_xdp_port *port)
+{
+	(void)port;
+}
+
+static void unload(struct xps_xdp_port *port)
+{
+	xps_xdp_program_unload(&port->program);
+}
+
+static const struct xps_xdp_port_ops local_ops = {
+	.take_slot = take_slot,
+	.set_socket = set_socket,
+	.add_endpoints = add_endpoints,
+	.drop_endpoints = drop_endpoints,
+	.clear_slot = clear_slot,
+	.give_slot = give_slot,
+	.counters = read_counters,
+	.passed = read_passed,
+	.lifeline = no_lifeline,
+	.forget = forget,
+	.unload = unload,
+};
+
+/* ---------------------------------------------------------------- whoever has the program */
+
+int xps_xdp_port_take_slot(struct xps_xdp_port *port, const char *owner, struct xps_fail *fail)
+{
+	const int slot = port->ops->take_slot(port, owner, fail);
+
+	if (slot < 0)
+		return slot;
+	pthread_mutex_lock(&port->lock);
+	port->slots[slot].taken = true;
+	snprintf(port->slots[slot].owner, sizeof(port->slots[slot].owner), "%s", owner ? owner : "");
+	pthread_mutex_unlock(&port->lock);
+	return slot;
+}
+
+int xps_xdp_port_set_socket(struct xps_xdp_port *port, int slot, uint32_t queue, int fd, struct xps_fail *fail)
+{
+	return port->ops->set_socket(port, slot, queue, fd, fail);
+}
+
+int xps_xdp_port_add_endpoints(struct xps_xdp_port *port, int slot, const struct xps_xdp_endpoint *endpoints,
+			       uint32_t n, struct xps_fail *fail)
+{
+	return port->ops->add_endpoints(port, slot, endpoints, n, fail);
+}
+
+void xps_xdp_port_drop_endpoints(struct xps_xdp_port *port, int slot)
+{
+	port->ops->drop_endpoints(port, slot);
 }
 
 void xps_xdp_port_clear_slot(struct xps_xdp_port *port, int slot)
 {
-	pthread_mutex_lock(&port->lock);
-	clear_slot(port, slot);
-	pthread_mutex_unlock(&port->lock);
+	port->ops->clear_slot(port, slot);
 }
 
 void xps_xdp_port_give_slot(struct xps_xdp_port *port, int slot)
 {
+	/* First: once it is given it may be another reader's. */
 	pthread_mutex_lock(&port->lock);
-	clear_slot(port, slot);
 	leave_groups(&port->slots[slot]);
-	port->slots[slot] = (struct xps_xdp_slot){ 0 };
-	if (!in_use(port))
-		xps_xdp_program_detach(&port->program);
 	pthread_mutex_unlock(&port->lock);
+	port->ops->give_slot(port, slot);
+}
+
+void xps_xdp_port_counters(struct xps_xdp_port *port, int slot, bool last, struct xps_steer_counters *counters)
+{
+	port->ops->counters(port, slot, last, counters);
+}
+
+void xps_xdp_port_passed(struct xps_xdp_port *port, uint64_t *unparsed, uint64_t *others)
+{
+	struct xps_steer_passed passed = { 0 };
+
+	port->ops->passed(port, &passed);
+	*unparsed = passed.unparsed;
+	*others = passed.others;
+}
+
+int xps_xdp_port_lifeline(const struct xps_xdp_port *port)
+{
+	return port->ops->lifeline(port);
 }

@@ -226,12 +226,13 @@ static int try_attach(struct xps_xdp_program *program, int ifindex, uint32_t fla
 }
 
 /* The program of a process that was killed stays for a moment; a new one is to start at once all the same. */
-static int attach_patiently(struct xps_xdp_program *program, int ifindex, uint32_t flags)
+static int attach_patiently(struct xps_xdp_program *program, const struct xps_xdp_port_config *config, uint32_t flags)
 {
 	const struct timespec pause = { .tv_nsec = ATTACH_PAUSE_NS };
+	const int ifindex = config->ifindex, tries = config->for_others ? 1 : ATTACH_TRIES;
 	int err = try_attach(program, ifindex, flags);
 
-	for (int i = 1; i < ATTACH_TRIES && (err == -EBUSY || err == -EEXIST); i++) {
+	for (int i = 1; i < tries && (err == -EBUSY || err == -EEXIST); i++) {
 		nanosleep(&pause, NULL);
 		err = try_attach(program, ifindex, flags);
 	}
@@ -291,11 +292,11 @@ int xps_xdp_program_attach(struct xps_xdp_program *program, const struct xps_xdp
 
 	if (config->mode != XPS_XDP_GENERIC) {
 		program->mode = XPS_XDP_NATIVE;
-		err = attach_patiently(program, config->ifindex, XDP_FLAGS_DRV_MODE);
+		err = attach_patiently(program, config, XDP_FLAGS_DRV_MODE);
 	}
 	if (err && config->mode != XPS_XDP_NATIVE && generic_may_work(err)) {
 		program->mode = XPS_XDP_GENERIC;
-		err = attach_patiently(program, config->ifindex, XDP_FLAGS_SKB_MODE);
+		err = attach_patiently(program, config, XDP_FLAGS_SKB_MODE);
 	}
 	return err ? attach_fail(-err, config, program->frags, fail) : 0;
 }

@@ -68,6 +68,7 @@ static struct xps_xdp_place place_of(const struct xps_xdp_queue *queue)
 		.ifindex = queue->port->config.ifindex,
 		.name = queue->port->name,
 		.queue = queue->index,
+		.once = queue->port->config.for_others,
 		.n_alike = queue->n_alike,
 	};
 }
@@ -162,21 +163,47 @@ static void close_queue(struct xps_xdp_queue *queue)
 	xps_xdp_ring_unmap(&queue->fill);
 	if (queue->fd >= 0)
 		close(queue->fd);
-	xps_xdp_frames_unmap(queue->frames, frames_bytes(queue));
+	if (queue->port->config.for_others)
+		xps_xdp_frames_unshare(&queue->shared);
+	else
+		xps_xdp_frames_unmap(queue->frames, frames_bytes(queue));
+	/* Whoever made it for us lets go of it after us. */
+	if (queue->port->ops->close_queue)
+		queue->port->ops->close_queue(queue);
 	pthread_mutex_destroy(&queue->lock);
 	free(queue);
 }
 
-static int setup_queue(struct xps_xdp_queue *queue, uint64_t buffer_size, struct xps_fail *fail)
+static int map_frames(struct xps_xdp_queue *queue, const struct xps_xdp_place *place, struct xps_fail *fail)
+{
+	queue->frames = xps_xdp_frames_map(frames_bytes(queue), place, fail);
+	return queue->frames ? 0 : -fail->err;
+}
+
+static int use_shared(struct xps_xdp_queue *queue, const struct xps_xdp_queue_config *config, struct xps_fail *fail)
+{
+	if (config->frames->size >= frames_bytes(queue) && xps_xdp_frames_are_there(config->frames)) {
+		queue->frames = config->frames->map;
+		return 0;
+	}
+	*config->wanted = frames_bytes(queue);
+	return xps_fail_set(fail, EAGAIN, "allocate frames", "There is no memory for frames yet.");
+}
+
+static int setup_queue(struct xps_xdp_queue *queue, const struct xps_xdp_queue_config *config, bool zero_copy,
+		       struct xps_fail *fail)
 {
 	const struct xps_xdp_place place = place_of(queue);
-	int err = choose_frames(queue, buffer_size, fail);
+	int err;
+
+	queue->zero_copy = zero_copy;
+	err = choose_frames(queue, config->buffer_size, fail);
 
 	if (err)
 		return err;
-	queue->frames = xps_xdp_frames_map(frames_bytes(queue), &place, fail);
-	if (!queue->frames)
-		return -fail->err;
+	err = queue->port->config.for_others ? use_shared(queue, config, fail) : map_frames(queue, &place, fail);
+	if (err)
+		return err;
 	err = make_socket(queue, fail);
 	if (!err)
 		err = bind_queue(queue, fail);
@@ -194,15 +221,19 @@ static int open_queue(struct xps_xdp_port *port, uint32_t index, const struct xp
 	queue->port = port;
 	queue->index = index;
 	queue->n_alike = config->n_alike;
-	queue->zero_copy = zero_copy;
 	queue->fd = -1;
 	pthread_mutex_init(&queue->lock, NULL);
-	err = setup_queue(queue, config->buffer_size, fail);
+	err = port->ops->open_queue ? port->ops->open_queue(queue, config, fail)
+				    : setup_queue(queue, config, zero_copy, fail);
 	if (err) {
 		close_queue(queue);
 		return err;
 	}
-	queue->memory = frames_bytes(queue) + queue->fill.map_size;
+	if (config->frames) {
+		queue->shared = *config->frames;
+		*config->frames = (struct xps_xdp_shared_frames){ 0 };
+	}
+	queue->memory = (queue->shared.size ? queue->shared.size : frames_bytes(queue)) + queue->fill.map_size;
 	port->queues[index] = queue;
 	return 0;
 }
@@ -214,6 +245,9 @@ static int open_best_queue(struct xps_xdp_port *port, uint32_t index, const stru
 	const bool may = port->program.mode == XPS_XDP_NATIVE && packet_room(port) <= XPS_XDP_LARGE_FRAME;
 	int err = -EOPNOTSUPP;
 
+	/* Whoever has the program decides. */
+	if (port->ops->open_queue)
+		return open_queue(port, index, config, false, fail);
 	if (config->zero_copy > 0)
 		return open_queue(port, index, config, true, fail);
 	if (config->zero_copy == -1 && may)

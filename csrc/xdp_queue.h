@@ -37,6 +37,13 @@ struct xps_xdp_queue_config {
 	uint64_t buffer_size;
 	uint32_t n_alike; /* as in struct xps_xdp_place */
 	int zero_copy;    /* as in struct xps_xdp_reader_config */
+	int slot;         /* of the reader */
+	/*
+	 * Where the port is for others: memory for the frames, the caller's until the queue is open, then the queue's. If it
+	 * is too little, or not there yet, the queue is not opened: -EAGAIN, and `wanted` says how much is needed.
+	 */
+	struct xps_xdp_shared_frames *frames;
+	size_t *wanted;
 };
 
 struct xps_xdp_queue {
@@ -49,7 +56,8 @@ struct xps_xdp_queue {
 	uint32_t ring_size; /* n_frames rounded up to a power of two: for FILL and every RX ring */
 	size_t memory;      /* bytes, FILL ring included */
 	bool zero_copy, multi_buffer;
-	int fd; /* the base socket */
+	int fd;                              /* the base socket */
+	struct xps_xdp_shared_frames shared; /* the frames, where they can be passed on */
 
 	atomic_uint n_members;
 	pthread_mutex_t lock; /* for everything below */

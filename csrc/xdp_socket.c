@@ -13,9 +13,8 @@
 
 /* ---------------------------------------------------------------- opening and closing */
 
-static int bind_shared(struct xps_xdp_socket *s, struct xps_fail *fail)
+static int bind_shared(const struct xps_xdp_queue *queue, int fd, struct xps_fail *fail)
 {
-	const struct xps_xdp_queue *queue = s->queue;
 	/* No other flags: zero-copy, wake-up and multi-buffer are inherited. */
 	const struct sockaddr_xdp address = {
 		.sxdp_family = AF_XDP,
@@ -25,46 +24,75 @@ static int bind_shared(struct xps_xdp_socket *s, struct xps_fail *fail)
 		.sxdp_shared_umem_fd = (uint32_t)queue->fd,
 	};
 
-	if (!bind(s->fd, (const struct sockaddr *)&address, sizeof(address)))
+	if (!bind(fd, (const struct sockaddr *)&address, sizeof(address)))
 		return 0;
 	return xps_fail_set(fail, errno, "bind", "Cannot share queue %u of %s among this process's sockets: %s.%s",
 			    queue->index, queue->port->name, strerror(errno),
 			    errno == ENETDOWN || errno == EBADF ? " Is the interface up?" : "");
 }
 
-static int map_rx(struct xps_xdp_socket *s, struct xps_fail *fail)
+static int map_rx(const struct xps_xdp_queue *queue, struct xps_xdp_ring *rx, int fd, struct xps_fail *fail)
 {
 	struct xdp_mmap_offsets offsets;
 	socklen_t length = sizeof(offsets);
 	int err = 0;
 
-	if (getsockopt(s->fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &length))
+	if (getsockopt(fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &length))
 		err = -errno;
 	if (!err)
-		err = xps_xdp_ring_map(&s->rx, s->fd, &offsets.rx, s->queue->ring_size, sizeof(struct xdp_desc),
+		err = xps_xdp_ring_map(rx, fd, &offsets.rx, queue->ring_size, sizeof(struct xdp_desc),
 				       XDP_PGOFF_RX_RING);
 	return err ? xps_fail_set(fail, -err, "map ring", "Cannot map the RX ring: %s.", strerror(-err)) : 0;
 }
 
-static int make_socket(struct xps_xdp_socket *s, struct xps_fail *fail)
+int xps_xdp_socket_bind(const struct xps_xdp_queue *queue, struct xps_xdp_ring *rx, struct xps_fail *fail)
+{
+	const int fd = xps_xdp_fd_open(fail);
+	int err;
+
+	if (fd < 0)
+		return fd;
+	err = xps_xdp_ring_make(fd, XDP_RX_RING, "RX", queue->ring_size, fail);
+	/* Before binding: kernels before 6.4 map no ring of a bound socket. */
+	if (!err && rx)
+		err = map_rx(queue, rx, fd, fail);
+	if (!err)
+		err = bind_shared(queue, fd, fail);
+	if (!err)
+		return fd;
+	if (rx)
+		xps_xdp_ring_unmap(rx);
+	close(fd);
+	return err;
+}
+
+/* Somebody else makes it for us. */
+static int be_given(struct xps_xdp_socket *s, int slot, struct xps_fail *fail)
+{
+	const int fd = s->queue->port->ops->open_socket(s->queue, slot, fail);
+	int err;
+
+	if (fd < 0)
+		return fd;
+	err = map_rx(s->queue, &s->rx, fd, fail);
+	if (!err)
+		return fd;
+	close(fd);
+	return err;
+}
+
+static int make_socket(struct xps_xdp_socket *s, int slot, struct xps_fail *fail)
 {
 	struct xdp_options options = { 0 };
 	socklen_t length = sizeof(options);
-	int err;
 
 	s->backlog = malloc(s->queue->ring_size * sizeof(s->backlog[0]));
 	if (!s->backlog)
 		return xps_fail_set(fail, ENOMEM, "allocate", "Not enough memory for the state of a socket.");
-	s->fd = xps_xdp_fd_open(fail);
+	s->fd = s->queue->port->ops->open_socket ? be_given(s, slot, fail)
+						 : xps_xdp_socket_bind(s->queue, &s->rx, fail);
 	if (s->fd < 0)
 		return s->fd;
-	err = xps_xdp_ring_make(s->fd, XDP_RX_RING, "RX", s->queue->ring_size, fail);
-	if (!err)
-		err = map_rx(s, fail);
-	if (!err)
-		err = bind_shared(s, fail);
-	if (err)
-		return err;
 	if (!getsockopt(s->fd, SOL_XDP, XDP_OPTIONS, &options, &length))
 		s->zero_copy = options.flags & XDP_OPTIONS_ZEROCOPY;
 	return 0;
@@ -80,7 +108,7 @@ int xps_xdp_socket_open(struct xps_xdp_socket *s, struct xps_xdp_port *port, uin
 		s->queue = NULL;
 		return err;
 	}
-	err = make_socket(s, fail);
+	err = make_socket(s, config->slot, fail);
 	if (err)
 		xps_xdp_socket_close(s);
 	return err;

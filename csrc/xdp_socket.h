@@ -62,6 +62,11 @@ struct xps_xdp_socket {
 /* The member's kick_fd and kicked are set. */
 int xps_xdp_socket_open(struct xps_xdp_socket *s, struct xps_xdp_port *port, uint32_t queue,
 			const struct xps_xdp_queue_config *config, struct xps_fail *fail);
+/*
+ * A socket bound to the queue, with an RX ring, which is mapped if `rx` is not NULL. Returns its descriptor or a negative
+ * errno.
+ */
+int xps_xdp_socket_bind(const struct xps_xdp_queue *queue, struct xps_xdp_ring *rx, struct xps_fail *fail);
 /* Wait until no CPU can be delivering a packet that it redirected before this call. */
 void xps_xdp_quiesce(void);
 /*

@@ -24,6 +24,15 @@ struct xps_xdp_port *xps_xdp_port_new(const struct xps_xdp_port_config *config, 
 	return NULL;
 }
 
+struct xps_xdp_port *xps_xdp_port_through(const char *path, const struct xps_xdp_port_config *config,
+					  struct xps_fail *fail)
+{
+	(void)path;
+	(void)config;
+	not_built(fail);
+	return NULL;
+}
+
 void xps_xdp_port_free(struct xps_xdp_port *port)
 {
 	(void)port;

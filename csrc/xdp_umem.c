@@ -2,10 +2,12 @@
 #include "xdp_umem.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,6 +16,11 @@ enum {
 	BIND_TRIES = 25,
 	BIND_PAUSE_NS = 20 * 1000 * 1000,
 };
+
+/* Linux 5.1 */
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 
 bool xps_kernel_at_least(unsigned major, unsigned minor)
 {
@@ -57,18 +64,78 @@ void xps_xdp_fd_forget(int fd)
 
 /* ---------------------------------------------------------------- memory */
 
+static uint8_t *map_fail(size_t size, const struct xps_xdp_place *place, struct xps_fail *fail)
+{
+	xps_fail_set(fail, ENOMEM, "allocate frames",
+		     "Cannot allocate %zu bytes for queue %u of %s. Use a smaller buffer_size.", size, place->queue,
+		     place->name);
+	return NULL;
+}
+
 uint8_t *xps_xdp_frames_map(size_t size, const struct xps_xdp_place *place, struct xps_fail *fail)
 {
 	void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	if (map == MAP_FAILED) {
-		xps_fail_set(fail, ENOMEM, "allocate frames",
-			     "Cannot allocate %zu bytes for queue %u of %s. Use a smaller buffer_size.", size,
-			     place->queue, place->name);
-		return NULL;
-	}
+	if (map == MAP_FAILED)
+		return map_fail(size, place, fail);
 	/* Fewer TLB misses; and a forked child must not share pages that the kernel uses. */
 	madvise(map, size, MADV_HUGEPAGE);
+	madvise(map, size, MADV_DONTFORK);
+	return map;
+}
+
+/* Sealed after our own mapping, which alone can be written through then. */
+static int map_and_seal(struct xps_xdp_shared_frames *frames)
+{
+	void *map;
+
+	if (ftruncate(frames->fd, (off_t)frames->size))
+		return -errno;
+	map = mmap(NULL, frames->size, PROT_READ | PROT_WRITE, MAP_SHARED, frames->fd, 0);
+	if (map == MAP_FAILED)
+		return -errno;
+	frames->map = map;
+	madvise(map, frames->size, MADV_HUGEPAGE);
+	return fcntl(frames->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) ? -errno
+													       : 0;
+}
+
+int xps_xdp_frames_share(struct xps_xdp_shared_frames *frames, size_t size, const struct xps_xdp_place *place,
+			 struct xps_fail *fail)
+{
+	*frames = (struct xps_xdp_shared_frames){
+		.size = size,
+		.fd = memfd_create("xdpspead-frames", MFD_CLOEXEC | MFD_ALLOW_SEALING),
+	};
+	if (frames->fd >= 0 && !map_and_seal(frames))
+		return 0;
+	xps_xdp_frames_unshare(frames);
+	map_fail(size, place, fail);
+	return -ENOMEM;
+}
+
+bool xps_xdp_frames_are_there(const struct xps_xdp_shared_frames *frames)
+{
+	struct stat status;
+
+	return frames->map && !fstat(frames->fd, &status) && (size_t)status.st_blocks * 512 >= frames->size;
+}
+
+void xps_xdp_frames_unshare(struct xps_xdp_shared_frames *frames)
+{
+	if (frames->map)
+		munmap(frames->map, frames->size);
+	if (frames->size && frames->fd >= 0)
+		close(frames->fd);
+	*frames = (struct xps_xdp_shared_frames){ 0 };
+}
+
+uint8_t *xps_xdp_frames_map_given(size_t size, int fd, const struct xps_xdp_place *place, struct xps_fail *fail)
+{
+	void *map = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+
+	if (map == MAP_FAILED)
+		return map_fail(size, place, fail);
 	madvise(map, size, MADV_DONTFORK);
 	return map;
 }
@@ -163,7 +230,7 @@ int xps_xdp_bind(int fd, const struct xps_xdp_place *place, int flags)
 	const struct timespec pause = { .tv_nsec = BIND_PAUSE_NS };
 	int err = bind_once(fd, place, flags);
 
-	for (int i = 1; i < BIND_TRIES && err == -EBUSY; i++) {
+	for (int i = 1; i < BIND_TRIES && !place->once && err == -EBUSY; i++) {
 		nanosleep(&pause, NULL);
 		err = bind_once(fd, place, flags);
 	}

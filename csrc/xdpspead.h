@@ -386,7 +386,7 @@ int xps_add_inproc_reader(struct xps_stream *stream, struct xps_inproc_queue *qu
 
 enum xps_xdp_mode { XPS_XDP_AUTO, XPS_XDP_NATIVE, XPS_XDP_GENERIC };
 
-/* An interface on which this process steers packets into AF_XDP sockets. One for all streams of the process. */
+/* An interface on which packets are steered into this process's AF_XDP sockets. One for all its streams. */
 struct xps_xdp_port;
 
 struct xps_xdp_port_config {
@@ -395,6 +395,11 @@ struct xps_xdp_port_config {
 	int n_queues; /* receive queues of the interface */
 	int mtu;
 	bool multi_buffer; /* wanted: the packets may be longer than a frame */
+	/*
+	 * The readers are other processes' (a helper's port): memory for packets is such that it can be passed on, and nobody
+	 * waits until somebody else has let go of the interface or a queue.
+	 */
+	bool for_others;
 };
 
 struct xps_xdp_endpoint {
@@ -445,6 +450,13 @@ struct xps_xdp_obtained {
 
 /* Load the program and attach it. The kernel detaches it when the process ends, however it ends. */
 struct xps_xdp_port *xps_xdp_port_new(const struct xps_xdp_port_config *config, struct xps_fail *fail);
+/*
+ * The same for a process without privileges: xdpspead-helper does what takes them, and is asked through the Unix socket
+ * `path`. Of the configuration only index and mode count, the helper tells the rest. When the helper dies, or takes back
+ * what it gave, the streams that read here end, with an error in the log.
+ */
+struct xps_xdp_port *xps_xdp_port_through(const char *path, const struct xps_xdp_port_config *config,
+					  struct xps_fail *fail);
 void xps_xdp_port_free(struct xps_xdp_port *port);
 uint32_t xps_xdp_port_program_id(struct xps_xdp_port *port);
 /* XPS_XDP_NATIVE or XPS_XDP_GENERIC: how the program is attached. */

@@ -412,10 +412,13 @@ class XdpDestination:
 
 
 class XdpPort:
-    """An interface on which this process steers packets into AF_XDP sockets."""
+    """An interface on which packets are steered into this process's AF_XDP sockets.
+
+    With the path of a `helper` that does it for this process.
+    """
 
     def __init__(
-        self, ifindex: int, mode: str, n_queues: int, mtu: int, multi_buffer: bool
+        self, ifindex: int, mode: str, n_queues: int, mtu: int, multi_buffer: bool, helper: str = ""
     ) -> None:
         modes = {
             "auto": lib.XPS_XDP_AUTO,
@@ -433,7 +436,10 @@ class XdpPort:
             },
         )
         fail = ffi.new("struct xps_fail *")
-        port = lib.xps_xdp_port_new(config, fail)
+        if helper:
+            port = lib.xps_xdp_port_through(os.fsencode(helper), config, fail)
+        else:
+            port = lib.xps_xdp_port_new(config, fail)
         if not port:
             _raise(-errno.ENOMEM, fail)
         self.c = ffi.gc(port, lib.xps_xdp_port_free)

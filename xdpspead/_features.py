@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from . import _bpf
+from ._capabilities import CAP_BPF, CAP_IPC_LOCK, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN
+from ._capabilities import effective_capabilities as _effective_capabilities
+from ._helper import ask_helper, helper_socket
 
 __all__ = ["Feature", "Features", "features"]
 
@@ -32,11 +35,6 @@ _AF_XDP = 44
 _BPF_MAP_CREATE = 0
 _BPF_MAP_TYPE_XSKMAP = 17
 
-_CAP_NET_ADMIN = 12
-_CAP_NET_RAW = 13
-_CAP_IPC_LOCK = 14
-_CAP_SYS_ADMIN = 21
-_CAP_BPF = 39
 
 # Always all of them, because granting replaces what was granted before.
 _HOW_TO_GRANT = (
@@ -85,6 +83,9 @@ class Features:
         The AF_XDP reader, which is left out of a build when what it needs is not there.
     kernel, multi_buffer, af_xdp, bpf, net_raw, net_admin, cap_bpf, memlock : Feature
         What the machine, its kernel and the privileges of this thread allow.
+    helper : Feature
+        Whether ``xdpspead-helper`` runs here and this user may receive something through it, which
+        takes no privilege.
     udp_xdp : Feature
         All of it together: whether :meth:`.Stream.add_udp_xdp_reader` can work.
     pcap, pcap_gzip, pcap_zstd : Feature
@@ -163,17 +164,17 @@ class Features:
     @property
     def net_raw(self) -> Feature:
         """Whether this thread has CAP_NET_RAW."""
-        return _capability("net_raw", "CAP_NET_RAW", _CAP_NET_RAW)
+        return _capability("net_raw", "CAP_NET_RAW", CAP_NET_RAW)
 
     @property
     def net_admin(self) -> Feature:
         """Whether this thread has CAP_NET_ADMIN."""
-        return _capability("net_admin", "CAP_NET_ADMIN", _CAP_NET_ADMIN)
+        return _capability("net_admin", "CAP_NET_ADMIN", CAP_NET_ADMIN)
 
     @property
     def cap_bpf(self) -> Feature:
         """Whether this thread has CAP_BPF, or CAP_SYS_ADMIN, which includes it."""
-        return _capability("cap_bpf", "CAP_BPF", _CAP_BPF, _CAP_SYS_ADMIN)
+        return _capability("cap_bpf", "CAP_BPF", CAP_BPF, CAP_SYS_ADMIN)
 
     @property
     def memlock(self) -> Feature:
@@ -182,7 +183,7 @@ class Features:
         if soft == resource.RLIM_INFINITY:
             return Feature("memlock", True, "memory locking is not limited")
         detail = f"at most {_mebibytes(soft)} may be locked (RLIMIT_MEMLOCK)"
-        if _has_capability(_CAP_IPC_LOCK):
+        if _has_capability(CAP_IPC_LOCK):
             return Feature("memlock", True, f"{detail}, which CAP_IPC_LOCK lifts")
         needed = _default_buffer_bytes()
         if soft >= needed:
@@ -196,6 +197,20 @@ class Features:
         )
 
     @property
+    def helper(self) -> Feature:
+        """Whether this user can receive through ``xdpspead-helper``."""
+        path = helper_socket()
+        why_not = ask_helper(path)
+        if not why_not:
+            return Feature("helper", True, f"xdpspead-helper serves this user at {path}")
+        return Feature(
+            "helper",
+            False,
+            why_not,
+            "Only receivers without privileges need it: see the manual, 'Unprivileged receivers'.",
+        )
+
+    @property
     def udp_xdp(self) -> Feature:
         """Whether a stream can receive through AF_XDP."""
         # Capabilities are left out: what they are needed for is tried.
@@ -203,6 +218,9 @@ class Features:
         missing = [feature for feature in needed if not feature]
         if not missing:
             return Feature("udp_xdp", True, "streams can be received through AF_XDP")
+        if self.xdp and self.kernel and self.helper:
+            detail = "streams can be received through AF_XDP, by xdpspead-helper"
+            return Feature("udp_xdp", True, detail)
         return Feature(
             "udp_xdp",
             False,
@@ -226,6 +244,7 @@ class Features:
             self.net_admin,
             self.cap_bpf,
             self.memlock,
+            self.helper,
         )
 
     def readers(self) -> Mapping[str, Feature]:
@@ -343,18 +362,6 @@ def _try_xskmap() -> int:
         os.close(_bpf.call(_BPF_MAP_CREATE, attributes))
     except OSError as error:
         return error.errno or errno.EINVAL
-    return 0
-
-
-def _effective_capabilities() -> int:
-    """Return the bit mask of what this thread may do."""
-    try:
-        with open("/proc/thread-self/status") as status:
-            for line in status:
-                if line.startswith("CapEff:"):
-                    return int(line.split()[1], 16)
-    except OSError:
-        pass
     return 0
 
 

@@ -93,7 +93,7 @@ static struct xps_xdp_port *open_port(int n_queues, enum xps_xdp_variant variant
 static int take_slot(struct xps_xdp_port *port, int fd)
 {
 	struct xps_fail fail = { 0 };
-	int slot = xps_xdp_port_take_slot(port, &fail);
+	int slot = xps_xdp_port_take_slot(port, "stream 7, queue 0", &fail);
 
 	CHECK(slot >= 0);
 	CHECK_EQ(xps_xdp_port_set_socket(port, slot, 0, fd, &fail), 0);
@@ -373,8 +373,8 @@ static void test_queue_without_socket_passes_and_counts(enum xps_xdp_variant var
 	make_ipv4(&f, 0, 0, PORT, 100);
 	CHECK_EQ(run_on(&rig, &f, 1), XDP_PASS);
 	check_counters(&rig, (struct xps_steer_counters){ .matched = 1, .no_socket = 1 });
-	CHECK_EQ(xps_xdp_port_queue_counters(rig.port, rig.slot, 0).no_socket, 0);
-	CHECK_EQ(xps_xdp_port_queue_counters(rig.port, rig.slot, 1).no_socket, 1);
+	CHECK_EQ(queue_counters(rig.port, rig.slot, 0).no_socket, 0);
+	CHECK_EQ(queue_counters(rig.port, rig.slot, 1).no_socket, 1);
 	teardown(&rig);
 }
 
@@ -487,7 +487,6 @@ static void test_endpoint_of_another_reader_is_refused(enum xps_xdp_variant vari
 	int slot = take_slot(rig.port, rig.fd);
 	struct frame f;
 
-	xps_xdp_port_set_owner(rig.port, rig.slot, "stream 7, queue 0");
 	CHECK_EQ(xps_xdp_port_add_endpoints(rig.port, slot, both, 2, &fail), -EADDRINUSE);
 	CHECK(strstr(fail.text, "10.77.0.2:8888 from 10.77.0.1 on v0 is taken"));
 	CHECK(strstr(fail.text, "(stream 7, queue 0) receives 10.77.0.2:8888 there"));
@@ -573,11 +572,11 @@ static void test_there_is_room_for_a_thousand_endpoints_of_each_reader(void)
 	int slots[XPS_STEER_SLOTS];
 
 	for (uint32_t i = 0; i < XPS_STEER_SLOTS; i++) {
-		slots[i] = xps_xdp_port_take_slot(port, &fail);
+		slots[i] = xps_xdp_port_take_slot(port, NULL, &fail);
 		CHECK(slots[i] >= 0);
 		CHECK_EQ(add_many(port, slots[i], i * 1024, 1024, &fail), 0);
 	}
-	CHECK_EQ(xps_xdp_port_take_slot(port, &fail), -ENOSPC);
+	CHECK_EQ(xps_xdp_port_take_slot(port, NULL, &fail), -ENOSPC);
 	CHECK_EQ(add_many(port, slots[5], XPS_STEER_SLOTS * 1024, 1, &fail), -E2BIG);
 	CHECK(strstr(fail.text, "too many on this interface"));
 	CHECK_EQ(add_many(port, slots[5], 5 * 1024, 1024, &fail), 0); /* all or none */

@@ -62,7 +62,7 @@ static void reader_open(struct reader *reader, struct xps_xdp_port *port, int n)
 	reader->port = port;
 	reader->socket.member.kick_fd = eventfd(0, EFD_NONBLOCK);
 	reader->socket.member.kicked = &reader->kicked;
-	reader->slot = xps_xdp_port_take_slot(port, &fail);
+	reader->slot = xps_xdp_port_take_slot(port, NULL, &fail);
 	CHECK(reader->slot >= 0);
 	if (xps_xdp_socket_open(&reader->socket, port, 0, &config, &fail))
 		fprintf(stderr, "%s: %s\n", fail.step, fail.text);

@@ -47,6 +47,8 @@ class ReaderInfo:
     steer : tuple of str
         The receive-flow rules that bring its packets to its queues, in words of ``ethtool -N``;
         those that had been there before included. Empty without ``steer="ntuple"``.
+    helper : str or None
+        The socket of the ``xdpspead-helper`` that an AF_XDP reader came about through.
     """
 
     transport: str
@@ -61,6 +63,7 @@ class ReaderInfo:
     driver: str | None = None
     why_copy: str | None = None
     steer: tuple[str, ...] = ()
+    helper: str | None = None
 
 
 #: Begins to read, and says which readers there are now.

@@ -29,6 +29,7 @@ from ._groups import join_groups
 from ._interface import Interface, attached_program, choose_queues, find_interface
 from ._napi import defer_interrupts
 from ._reader import Begin, ReaderInfo
+from ._through import choose_helper
 from ._xdp_config import UdpXdpConfig
 
 #: Beyond this MTU the program is loaded so that it takes packets in several buffers; the drivers
@@ -40,7 +41,7 @@ _LARGEST_MTU_OF_ONE_FRAME: Final = 3000
 #: Held while a reader is opened. Who only has to tidy up, as when a signal's handler or a finalizer
 #: stops a stream in the middle of that, must not wait for it: see release_ports().
 _lock = threading.Lock()
-_ports: dict[tuple[int, int], _core.XdpPort] = {}
+_ports: dict[tuple[int, int, str], _core.XdpPort] = {}
 _stale = False
 
 
@@ -56,10 +57,10 @@ def _forget_parent() -> None:
 os.register_at_fork(after_in_child=_forget_parent)
 
 
-def _open_port(config: UdpXdpConfig, interface: Interface) -> _core.XdpPort:
+def _open_port(config: UdpXdpConfig, interface: Interface, helper: str) -> _core.XdpPort:
     """Return the port of an interface: all streams of the process share it. Lock held."""
     _forget_unused()
-    key = (interface.namespace, interface.index)
+    key = (interface.namespace, interface.index, helper)
     if key not in _ports:
         _ports[key] = _core.XdpPort(
             ifindex=interface.index,
@@ -67,6 +68,7 @@ def _open_port(config: UdpXdpConfig, interface: Interface) -> _core.XdpPort:
             n_queues=interface.n_queues,
             mtu=interface.mtu,
             multi_buffer=interface.mtu > _LARGEST_MTU_OF_ONE_FRAME,
+            helper=helper,
         )
     port = _ports[key]
     if config.mode not in ("auto", port.mode):
@@ -237,6 +239,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
     port: _core.XdpPort | None = None
     interface: Interface | None = None
     try:
+        helper = choose_helper(config)
         endpoints = [resolve_endpoint(endpoint) for endpoint in config.endpoints]
         interface = find_interface(config, [endpoint.address for endpoint in endpoints])
         queues = choose_queues(config, interface)
@@ -245,7 +248,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
             interface.namespace, interface.index, interface.name, interface.driver
         )
         with _lock, counted:
-            port = _open_port(config, interface)
+            port = _open_port(config, interface, helper)
             owner.devices.watch(interface.namespace, interface.index, port)
             # After the program: drivers that reset themselves for it may forget their rules.
             steer = _steer(config, interface, endpoints, queues, settings)
@@ -296,6 +299,7 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         driver=interface.driver or None,
         why_copy=zero_copy.outcome(zero_copy=obtained.zero_copy) or None,
         steer=steer,
+        helper=helper or None,
     )
     _log(info)
     return info
@@ -303,10 +307,11 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
 
 def _log(info: ReaderInfo) -> None:
     LOGGER.info(
-        "reading queues %s of %s (driver %s) in %s mode, %s",
+        "reading queues %s of %s (driver %s) in %s mode%s, %s",
         ", ".join(map(str, info.queues)),
         info.interface,
         info.driver or "unknown",
         info.mode,
+        f" through the helper at {info.helper}" if info.helper else "",
         "zero-copy" if info.zero_copy else f"packets are copied: {info.why_copy}",
     )

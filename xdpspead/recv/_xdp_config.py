@@ -66,6 +66,11 @@ class UdpXdpConfig(Config):
     fallback : bool
         Whether to read an ordinary UDP socket, with a warning, if AF_XDP cannot be had. Not where
         another reader of this process has the endpoint: no packet would come to the socket.
+    helper : str, optional
+        The socket of ``xdpspead-helper``, which does what takes privileges. None: if this process
+        has not got them, the one that ``XDPSPEAD_HELPER`` in the environment names, or
+        ``/run/xdpspead/helper.sock`` if that is there. ``""``: none. Through the helper a reader
+        cannot poll its device or have the card steer, and there are at most 1,024 endpoints.
     """
 
     DEFAULT_BUFFER_SIZE: ClassVar[int] = 32 * 1024 * 1024
@@ -79,6 +84,7 @@ class UdpXdpConfig(Config):
         "_busy_poll_budget",
         "_endpoints",
         "_fallback",
+        "_helper",
         "_interface",
         "_interface_address",
         "_max_poll",
@@ -105,6 +111,7 @@ class UdpXdpConfig(Config):
         self._busy_poll = False
         self._busy_poll_budget = self.DEFAULT_BUSY_POLL_BUDGET
         self._fallback = False
+        self._helper: str | None = None
         self._set(kwargs)
 
     @property
@@ -252,6 +259,17 @@ class UdpXdpConfig(Config):
     @fallback.setter
     def fallback(self, value: bool) -> None:
         self._fallback = bool(value)
+
+    @property
+    def helper(self) -> str | None:
+        """The socket of ``xdpspead-helper``; None for whichever is there if it is needed."""
+        return self._helper
+
+    @helper.setter
+    def helper(self, value: str | None) -> None:
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"helper must be a path or None, not {value!r}")
+        self._helper = value
 
     def _check(self, threads: int) -> None:
         """Raise ValueError if a stream on a pool of so many threads cannot have such a reader."""
