@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from typing import Final
 
 from .. import _core
-from .._drivers import kernel_version, why_no_zero_copy
+from .._drivers import kernel_version, why_no_zero_copy, why_not_even_demanded
+from .._errors import XdpError
 from .._netdev import xdp_features
 from ._interface import Interface
 from ._xdp_config import UdpXdpConfig
@@ -44,13 +46,29 @@ def choose(config: UdpXdpConfig, interface: Interface, mode: str) -> Choice:
     """Choose by what the user, driver and kernel say; `mode` is that of the program.
 
     Where nobody insists, a reader that joins others on a queue takes what these have.
+
+    Raises
+    ------
+    XdpError
+        EMSGSIZE if the user insists where packets would be lost that nobody counts.
     """
     if config.zero_copy is not None:
         if config.zero_copy:
+            _check_demand(interface)
             return Choice(_core.ZeroCopy.DEMAND)
         return Choice(_core.ZeroCopy.REFUSE, "zero_copy=False")
     why = _why_copy(interface, mode)
     return Choice(_core.ZeroCopy.JOIN, why) if why else Choice(_core.ZeroCopy.TRY)
+
+
+def _check_demand(interface: Interface) -> None:
+    why = why_not_even_demanded(interface.driver, interface.mtu)
+    if why:
+        text = (
+            f"choose zero-copy: {why}, and {interface.name} has MTU {interface.mtu}. Set a smaller "
+            f"MTU, or leave zero_copy at None, or say False"
+        )
+        raise XdpError(errno.EMSGSIZE, text, "choose zero-copy")
 
 
 def _why_copy(interface: Interface, mode: str) -> str:
