@@ -3,6 +3,7 @@
 #
 #   make demo    receive real traffic for a few seconds: AF_XDP as root, loopback UDP otherwise
 #   make test    C and Python tests; those of AF_XDP as root
+#   make test-vm receive in small virtual machines: zero-copy drivers and older kernels (tests/vm/)
 #   make bench   compare with spead2 and with memcpy (see tests/bench/)
 #   make lint    style, types and warnings
 #   make docs    the manual, as web pages
@@ -25,7 +26,7 @@ endif
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test bench lint docs clean
+.PHONY: setup demo test test-vm bench lint docs clean
 
 setup:
 	@.ci/setup
@@ -37,6 +38,10 @@ test:
 	@.ci/setup test
 	$(AS_OWNER) meson test -C $(BUILD) --no-rebuild --print-errorlogs
 	pytest $(PYTEST_CACHE) $(PYTEST_ARGS)
+
+test-vm:
+	@.ci/setup test vm
+	@$(PYTHON) -P tests/vm/run.py $(VM_ARGS)
 
 bench:
 	@.ci/setup test
