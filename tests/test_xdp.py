@@ -296,6 +296,17 @@ def test_jumbo_without_multi_buffer_is_one_error_that_says_what_would_work(monke
             lab.wait_detached()
 
 
+def test_driver_without_native_mode_is_an_error_that_says_so(lab):
+    lab.ip("link", "add", "bridge0", "type", "bridge")
+    lab.ip("link", "set", "bridge0", "up")
+    with pytest.raises(recv.XdpError) as caught:
+        lab.receiver(interface="bridge0", mode="native")
+    assert_helpful(caught.value, "bridge0", "native mode", "mode='generic'")
+    assert "MTU" not in str(caught.value)
+    stream, _ = lab.receiver(interface="bridge0")
+    assert stream.readers[0].mode == "generic"
+
+
 def test_packets_that_do_not_fit_since_the_mtu_was_raised_are_counted(lab):
     stream, port = lab.receiver(mode="generic")  # in native mode the driver refuses
     for end in (lab.rx, lab.tx):

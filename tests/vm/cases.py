@@ -22,7 +22,7 @@ from wire import pattern
 from vm.network import RECEIVER, RECEIVER_ADDRESS, Network, driver
 from vm.traffic import BUFFER_SIZE, DEADLINE, Receiver, Sender, plain_sockets
 from vm.umem import Umem
-from xdpspead.recv import XdpError
+from xdpspead.recv import XdpError, _xdp
 
 CASES: dict[str, Callable[[Network, str], str]] = {}
 _PASSED_PACKETS = 20
@@ -216,6 +216,14 @@ def insisted_large_frames(network: Network, value: str) -> str:
 
 
 @case
+def no_native(network: Network, value: str) -> str:
+    """The driver has no native mode: who insists is told."""
+    return _expect_error(
+        network, errno.EOPNOTSUPP, "cannot run XDP programs", "mode='generic'", mode="native"
+    )
+
+
+@case
 def native_refused(network: Network, value: str) -> str:
     """At MTU `value` the driver takes no program: who insists is told, others get generic mode."""
     network.set_mtu(int(value))
@@ -352,3 +360,24 @@ def suite(network: Network, value: str) -> str:
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
     assert done.returncode == 0, last
     return last
+
+
+# ------------------------------------------------------------------ the link
+
+
+@case
+def link(network: Network, value: str) -> str:
+    """A driver that resets the link for a reader: the reader is ready when it is back."""
+    true = _xdp.link_is_back
+    _xdp.link_is_back = lambda _: True
+    try:
+        with Receiver(network) as receiver:
+            assert not receiver.had_carrier, "the driver did not reset the link: no test of that"
+    finally:
+        _xdp.link_is_back = true
+    start = time.monotonic()
+    with Receiver(network) as receiver:
+        seconds = time.monotonic() - start
+        assert receiver.had_carrier, "the reader was there before the link"
+        receiver.exchange(4)
+    return f"reset by the driver; the reader was ready after {seconds:.1f} s"

@@ -22,8 +22,8 @@ from vm.plan import GUESTS, Guest
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".cache" / "vm"
-#: A guest that hangs, or crashes as some boots under emulation do, is tried once more.
-_TRIES = 2
+#: A guest that hangs, or crashes as some boots under emulation do, is tried again.
+_TRIES = 3
 #: A stock kernel has reached process 1 by then, if KVM can boot one at all.
 _PROBE_S = 20.0
 
@@ -60,7 +60,7 @@ class Run:
         print(f"  {row.result:<8} {row.case:<28} {row.seconds:5.1f} s  {row.said}", flush=True)
 
     def guest(self, guest: Guest) -> None:
-        """Boot one guest, twice if need be, and note what it reports."""
+        """Boot one guest, again if need be, and note what it reports."""
         try:
             kernel = kernels.fetch(guest.kernel, self.suites, self.cache, update=self.update)
             qemu = emulator.find(guest.device, self.suites, self.cache)
@@ -133,7 +133,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="auto: KVM if it boots a guest within 20 s, else emulation",
     )  # fmt: skip
     parser.add_argument("--cache", type=Path, default=_CACHE, help="folder for what is downloaded")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a guest may take")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a guest may take")
     parser.add_argument("--update", action="store_true", help="look for newer kernels")
     parser.add_argument(
         "--allow-missing", action="store_true",
