@@ -57,5 +57,5 @@ docs:
 	@echo "the manual: $(BUILD)-docs/html/index.html"
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-* $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(BUILD) $(BUILD)-* $(VENV) .cache/vm .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -177,6 +177,13 @@ def test_environment_has_it_tried_with_any_driver(lab, monkeypatch):
 
 
 @pytest.mark.xdp
+def test_reader_tells_what_a_driver_that_refuses_may_lack(lab, monkeypatch):
+    monkeypatch.setitem(_drivers.ZERO_COPY, "veth", _drivers.ZERO_COPY["virtio_net"])
+    monkeypatch.setattr("xdpspead.recv._zero_copy.xdp_features", lambda index: None)
+    assert "refused it (in a virtual machine it needs iommu_platform=on" in reader_of(lab).why_copy
+
+
+@pytest.mark.xdp
 def test_packets_that_do_not_fit_a_frame_are_copied_even_if_it_is_to_be_tried(monkeypatch):
     monkeypatch.setenv("XDPSPEAD_ZERO_COPY", "try")
     with Lab(mtu=9000) as lab:

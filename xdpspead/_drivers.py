@@ -42,6 +42,8 @@ class ZeroCopy:
     loses_larger : bool
         Whether packets of a larger MTU are lost and nobody counts them, so that not even who
         insists gets it.
+    if_refused : str
+        What may be missing if the driver refuses it all the same.
     """
 
     since: Kernel
@@ -50,6 +52,7 @@ class ZeroCopy:
     max_mtu: int = _MTU_OF_ONE_FRAME
     broken: tuple[Kernel, ...] = ()
     loses_larger: bool = False
+    if_refused: str = ""
 
 
 _TABLE: Final = "driver table of the eBPF documentation (ebpf-docs, Linux 6.19)"
@@ -102,6 +105,7 @@ ZERO_COPY: Final[dict[str, ZeroCopy]] = {
         "measured in a virtual machine on 6.12, 6.18 and 7.3",
         max_mtu=3502,
         loses_larger=True,
+        if_refused="in a virtual machine it needs iommu_platform=on from the host",
     ),
 }
 
@@ -152,6 +156,12 @@ def why_not_even_demanded(driver: str, mtu: int) -> str:
         f"with driver {driver} packets of an MTU above {known.max_mtu} are lost in zero-copy "
         f"without being counted"
     )
+
+
+def hint_if_refused(driver: str) -> str:
+    """Return what may be missing if a driver of the table refuses; empty if that is not known."""
+    known = ZERO_COPY.get(driver)
+    return known.if_refused if known is not None else ""
 
 
 def _text(kernel: Kernel) -> str:

@@ -106,7 +106,7 @@ def zero_copy(network: Network, value: str) -> str:
         assert receiver.info.zero_copy, receiver.info
         passed = _pass_to_kernel(network, receiver)
         assert passed > 0, "packets for the kernel were not in our memory: this is no zero-copy"
-        # Several times around all frames.
+        # Once around all frames of this memory, and more.
         for size in (64, 1400):
             receiver.exchange(2 * BUFFER_SIZE // 4096 // 8 // 4, size * 8, size)
         receiver.check_ledger()
@@ -150,6 +150,7 @@ def refused(network: Network, value: str) -> str:
         with Receiver(network) as receiver:
             told = _told(receiver)
             assert not receiver.info.zero_copy, told
+            assert ("iommu_platform" in told) == (value == "EINVAL"), told
             receiver.exchange(40)
             receiver.check_ledger()
     finally:

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from .. import _core
-from .._drivers import kernel_version, why_no_zero_copy, why_not_even_demanded
+from .._drivers import (
+    hint_if_refused,
+    kernel_version,
+    why_no_zero_copy,
+    why_not_even_demanded,
+)
 from .._errors import XdpError
 from .._netdev import xdp_features
 from ._interface import Interface
@@ -27,12 +32,16 @@ class Choice:
 
     ask: _core.ZeroCopy
     why_copy: str = ""
+    if_refused: str = ""
 
     def outcome(self, *, zero_copy: bool) -> str:
         """Return why packets are copied; empty if they are not."""
         if zero_copy:
             return ""
-        return self.why_copy or "the driver has refused it, or readers before this one copy"
+        if self.why_copy:
+            return self.why_copy
+        hint = f" ({self.if_refused})" if self.if_refused else ""
+        return f"the driver has refused it{hint}, or readers before this one copy"
 
 
 def check_environment() -> None:
@@ -58,7 +67,16 @@ def choose(config: UdpXdpConfig, interface: Interface, mode: str) -> Choice:
             return Choice(_core.ZeroCopy.DEMAND)
         return Choice(_core.ZeroCopy.REFUSE, "zero_copy=False")
     why = _why_copy(interface, mode)
-    return Choice(_core.ZeroCopy.JOIN, why) if why else Choice(_core.ZeroCopy.TRY)
+    if why:
+        return Choice(_core.ZeroCopy.JOIN, why)
+    return Choice(_core.ZeroCopy.TRY, if_refused=_hint(interface))
+
+
+def _hint(interface: Interface) -> str:
+    kernel = kernel_version(os.uname().release)
+    if why_no_zero_copy(interface.driver, kernel, interface.mtu):
+        return ""  # that is reason enough
+    return hint_if_refused(interface.driver)
 
 
 def _check_demand(interface: Interface) -> None:
