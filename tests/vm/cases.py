@@ -128,7 +128,7 @@ def copy(network: Network, value: str) -> str:
 
 def _pass_to_kernel(network: Network, receiver: Receiver) -> int:
     """Send packets that are for the kernel; return how many are to be seen in our memory."""
-    umem = Umem(BUFFER_SIZE)
+    umem = Umem(BUFFER_SIZE, len(receiver.info.queues))
     with plain_sockets(network, 9) as (sender, listener):
         for number in range(_PASSED_PACKETS):
             sender.send(_MARK + bytes([number]))
@@ -386,6 +386,7 @@ def suite(network: Network, value: str) -> str:
 def link(network: Network, value: str) -> str:
     """The driver takes the link away for a reader, which is ready when it is back."""
     changes = Path(f"/sys/class/net/{RECEIVER}/carrier_changes")
+    network.wait_carrier()
     before = int(changes.read_text())
     with Receiver(network) as receiver:
         times = int(changes.read_text()) - before

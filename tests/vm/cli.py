@@ -159,9 +159,8 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    width = max(len(row.case) for row in rows)
     return "\n".join(
-        f"{row.guest:<16} {row.kernel:<26} {row.case:<{width}} {row.result:<8} {row.seconds:6.1f} s"
+        f"{row.guest:<16} {row.kernel:<25} {row.case:<27.27} {row.result:<8} {row.seconds:6.1f} s"
         for row in rows
     )
 
