@@ -3,6 +3,7 @@
 #
 #   make demo       receive real traffic for a few seconds: AF_XDP as root, loopback UDP otherwise
 #   make test       C and Python tests; those of AF_XDP as root
+#   make test-vm    receive in small virtual machines: zero-copy drivers and older kernels
 #   make bench      compare with spead2 and with floors (see docs/benchmarks.md)
 #   make bench-all  the same with all curves, and the manual's figures of them
 #   make lint       style, types and warnings
@@ -26,7 +27,7 @@ endif
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test bench bench-all lint docs clean
+.PHONY: setup demo test test-vm bench bench-all lint docs clean
 
 setup:
 	@.ci/setup
@@ -44,6 +45,10 @@ else
 	pytest $(PYTEST_CACHE) -m "not timing" --numprocesses auto --dist worksteal
 	pytest $(PYTEST_CACHE) -m timing
 endif
+
+test-vm:
+	@.ci/setup test vm
+	@$(PYTHON) -P tests/vm/run.py $(VM_ARGS)
 
 bench:
 	@.ci/setup test
@@ -63,5 +68,5 @@ docs:
 	@echo "the manual: $(BUILD)-docs/html/index.html"
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-* $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(BUILD) $(BUILD)-* $(VENV) .cache/vm .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -22,6 +22,7 @@
 enum {
 	ATTACH_TRIES = 25,
 	ATTACH_PAUSE_NS = 20 * 1000 * 1000,
+	ORDINARY_MTU = 1500, /* fits every driver that has native mode */
 };
 
 /* Not in every libbpf: the first since 0.6, the second since 0.7, the third until 0.8. */
@@ -269,14 +270,18 @@ static int attach_fail(int err, const struct xps_xdp_port_config *config, bool f
 				    "Attaching to %s needs CAP_NET_ADMIN and CAP_BPF: run as root, or "
 				    "grant them.",
 				    name);
-	default:
+	case EOPNOTSUPP:
+		if (config->mode != XPS_XDP_NATIVE || config->mtu > ORDINARY_MTU)
+			break;
 		return xps_fail_set(
 			fail, err, step,
-			"%s does not take an XDP program in %s mode at MTU %d%s (%s). Use a smaller MTU (1500 "
-			"always fits, most drivers take about 3000 to 3500; a veth counts its peer's MTU)%s.",
-			name, modes[config->mode], config->mtu, frags ? "" : " without multi-buffer support",
-			strerror(err), generic_helps ? ", or mode='generic'" : "");
+			"The driver of %s cannot run XDP programs (native mode). Use mode='generic' or 'auto'.", name);
 	}
+	return xps_fail_set(fail, err, step,
+			    "%s does not take an XDP program in %s mode at MTU %d%s (%s). Use a smaller MTU (1500 "
+			    "always fits, most drivers take about 3000 to 3500; a veth counts its peer's MTU)%s.",
+			    name, modes[config->mode], config->mtu, frags ? "" : " without multi-buffer support",
+			    strerror(err), generic_helps ? ", or mode='generic'" : "");
 }
 
 /* Whether native mode failed for a reason that generic mode does not share. */

@@ -12,6 +12,7 @@ enum {
 	KERNEL_HEADROOM = 256, /* XDP_PACKET_HEADROOM: the kernel keeps it free at the start of each frame */
 	LINK_OVERHEAD = 22,    /* Ethernet header and two VLAN tags */
 	MAX_MTU = XPS_XDP_LARGE_FRAME - KERNEL_HEADROOM - LINK_OVERHEAD, /* of packets that fit one frame */
+	NATIVE_MTU = 3000, /* that of one frame for any driver: some keep room at its end */
 	MIN_FRAMES = 64,
 };
 
@@ -135,7 +136,7 @@ static int bind_fail(int err, const struct xps_xdp_queue *queue, struct xps_fail
 			fail, err, step,
 			"%s does not do zero-copy on queue %u (%s)%s. Leave zero_copy at None, or say False.",
 			place.name, place.queue, strerror(err),
-			queue->multi_buffer ? ", perhaps because its MTU does not fit one frame" : "");
+			queue->port->config.mtu > NATIVE_MTU ? ", perhaps because its MTU does not fit one frame" : "");
 	if (err == EINVAL && queue->multi_buffer && !xps_kernel_at_least(6, 6))
 		return xps_fail_set(
 			fail, EMSGSIZE, step,

@@ -45,6 +45,8 @@ pytestmark = [pytest.mark.ours, pytest.mark.xdp]
 if not os.environ.get("XDPSPEAD_TEST_PEER"):
     from xdplab import Lab, program_is_loaded
 
+    from xdpspead import _core
+
 UDP_SEGMENT = 103
 
 MODES = ("native", "generic")
@@ -109,6 +111,61 @@ def test_reader_says_what_it_really_is(lab, mode):
     assert reader.mode == mode
     assert reader.zero_copy is False  # veth cannot
     assert reader.memory >= 1 << 20
+
+
+@pytest.fixture
+def set_sender(lab, monkeypatch):
+    """Take the link away while a reader is made, as drivers do; the test gives it back."""
+    true = _core.Stream.add_xdp_reader
+
+    def set_state(state: str) -> None:
+        command = ["ip", "link", "set", "dev", lab.tx.interface, state]
+        lab.tx.run(command, check=True, timeout=DEADLINE)
+
+    def add_xdp_reader(self, *args):
+        obtained = true(self, *args)
+        set_state("down")
+        return obtained
+
+    monkeypatch.setattr(_core.Stream, "add_xdp_reader", add_xdp_reader)
+    return set_state
+
+
+def has_link(lab) -> bool:
+    return "LOWER_UP" in lab.link()["flags"]
+
+
+def test_reader_is_ready_when_the_link_that_its_driver_reset_is_back(lab, set_sender, caplog):
+    down = threading.Event()
+
+    def give_back() -> None:
+        wait_for(lambda: not has_link(lab), "the link gone")
+        down.set()
+        set_sender("up")
+
+    thread = threading.Thread(target=give_back)
+    thread.start()
+    stream, port = lab.receiver()
+    assert down.is_set()
+    assert has_link(lab)
+    thread.join()
+    assert "link" not in caplog.text
+    lab.assert_receives(stream, port)
+
+
+def test_link_that_does_not_come_back_is_a_warning(lab, set_sender, monkeypatch, caplog):
+    monkeypatch.setattr("xdpspead.recv._interface._LINK_WAIT_S", 0.05)
+    stream, port = lab.receiver()
+    assert f"{lab.rx.interface} had a link before this reader was made" in caplog.text
+    set_sender("up")
+    lab.assert_receives(stream, port)
+
+
+def test_interface_without_a_link_is_not_waited_for(lab, caplog):
+    command = ["ip", "link", "set", "dev", lab.tx.interface, "down"]
+    lab.tx.run(command, check=True, timeout=DEADLINE)
+    lab.receiver()
+    assert "link" not in caplog.text
 
 
 def test_auto_mode_is_native_on_veth(lab):
@@ -237,6 +294,17 @@ def test_jumbo_without_multi_buffer_is_one_error_that_says_what_would_work(monke
                 lab.receiver(mode=mode)
             assert_helpful(caught.value, lab.rx.interface, *words)
             lab.wait_detached()
+
+
+def test_driver_without_native_mode_is_an_error_that_says_so(lab):
+    lab.ip("link", "add", "bridge0", "type", "bridge")
+    lab.ip("link", "set", "bridge0", "up")
+    with pytest.raises(recv.XdpError) as caught:
+        lab.receiver(interface="bridge0", mode="native")
+    assert_helpful(caught.value, "bridge0", "native mode", "mode='generic'")
+    assert "MTU" not in str(caught.value)
+    stream, _ = lab.receiver(interface="bridge0")
+    assert stream.readers[0].mode == "generic"
 
 
 def test_packets_that_do_not_fit_since_the_mtu_was_raised_are_counted(lab):

@@ -5,6 +5,7 @@ No virtual interface here has it, so what is tested with sockets is that packets
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import re
@@ -19,7 +20,7 @@ if OURS:
     from xdplab import Lab
 
     from xdpspead import _drivers
-    from xdpspead._drivers import kernel_version, why_no_zero_copy
+    from xdpspead._drivers import kernel_version, why_no_zero_copy, why_not_even_demanded
     from xdpspead._ethtool import driver_name
 
 MANUAL = Path(__file__).parents[1] / "docs" / "zero-copy.md"
@@ -81,6 +82,13 @@ def test_reason_says_what_would_be_needed():
     assert "it needs Linux 6.12: 6.1, 6.6" in why_no_zero_copy("ice", (6, 11), 1500)
     assert "is not used on Linux 6.4" in why_no_zero_copy("mlx5_core", (6, 4), 1500)
     assert "an MTU of at most 3502, which is 9000" in why_no_zero_copy("virtio_net", (6, 18), 9000)
+
+
+def test_demand_is_refused_where_larger_packets_are_lost_without_a_count():
+    assert why_not_even_demanded("virtio_net", 3502) == ""
+    assert "MTU above 3502 are lost" in why_not_even_demanded("virtio_net", 3503)
+    for driver in ("i40e", "igb", "veth", ""):
+        assert why_not_even_demanded(driver, 9000) == ""
 
 
 @pytest.mark.parametrize(
@@ -169,6 +177,13 @@ def test_environment_has_it_tried_with_any_driver(lab, monkeypatch):
 
 
 @pytest.mark.xdp
+def test_reader_tells_what_a_driver_that_refuses_may_lack(lab, monkeypatch):
+    monkeypatch.setitem(_drivers.ZERO_COPY, "veth", _drivers.ZERO_COPY["virtio_net"])
+    monkeypatch.setattr("xdpspead.recv._zero_copy.xdp_features", lambda index: None)
+    assert "refused it (in a virtual machine it needs iommu_platform=on" in reader_of(lab).why_copy
+
+
+@pytest.mark.xdp
 def test_packets_that_do_not_fit_a_frame_are_copied_even_if_it_is_to_be_tried(monkeypatch):
     monkeypatch.setenv("XDPSPEAD_ZERO_COPY", "try")
     with Lab(mtu=9000) as lab:
@@ -193,3 +208,14 @@ def test_zero_copy_that_is_demanded_is_not_kept_back_by_the_table(lab):
     with pytest.raises(recv.XdpError, match="zero-copy on queue 0") as refused:
         lab.receiver(zero_copy=True)
     assert refused.value.step == "bind"
+
+
+@pytest.mark.xdp
+def test_demand_that_would_lose_packets_is_an_error_that_says_what_works(monkeypatch):
+    monkeypatch.setitem(_drivers.ZERO_COPY, "veth", _drivers.ZERO_COPY["virtio_net"])
+    with Lab(mtu=3503) as lab:
+        with pytest.raises(recv.XdpError, match=r"above 3502 .* MTU 3503") as refused:
+            lab.receiver(zero_copy=True)
+        assert (refused.value.step, refused.value.errno) == ("choose zero-copy", errno.EMSGSIZE)
+        assert "zero_copy at None" in str(refused.value)
+        lab.wait_detached()

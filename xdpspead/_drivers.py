@@ -41,6 +41,11 @@ class ZeroCopy:
         Largest MTU of which packets are known to fit.
     broken : tuple of Kernel
         Later kernels with which it is not tried.
+    loses_larger : bool
+        Whether packets of a larger MTU are lost and nobody counts them, so that not even who
+        insists gets it.
+    if_refused : str
+        What may be missing if the driver refuses it all the same.
     """
 
     since: Kernel
@@ -48,6 +53,8 @@ class ZeroCopy:
     source: str
     max_mtu: int = SAFE_MTU
     broken: tuple[Kernel, ...] = ()
+    loses_larger: bool = False
+    if_refused: str = ""
 
 
 _TABLE: Final = "driver table of the eBPF documentation (ebpf-docs, Linux 6.19)"
@@ -99,6 +106,8 @@ ZERO_COPY: Final[dict[str, ZeroCopy]] = {
         "6.11 and 6.12 have part of it and refuse; larger packets are lost without a count",
         "measured in a virtual machine on 6.12, 6.18 and 7.3",
         max_mtu=3502,
+        loses_larger=True,
+        if_refused="in a virtual machine it needs iommu_platform=on from the host",
     ),
 }
 
@@ -187,6 +196,29 @@ def why_no_zero_copy(driver: str, kernel: Kernel, mtu: int) -> str:
     if mtu > known.max_mtu:
         return f"with driver {driver} it needs an MTU of at most {known.max_mtu}, which is {mtu}"
     return ""
+
+
+def why_not_even_demanded(driver: str, mtu: int) -> str:
+    """Return why zero-copy cannot be had even if somebody insists; empty if it may be tried.
+
+    Parameters
+    ----------
+    driver, mtu
+        As for `why_no_zero_copy`.
+    """
+    known = ZERO_COPY.get(driver)
+    if known is None or not known.loses_larger or mtu <= known.max_mtu:
+        return ""
+    return (
+        f"with driver {driver} packets of an MTU above {known.max_mtu} are lost in zero-copy "
+        f"without being counted"
+    )
+
+
+def hint_if_refused(driver: str) -> str:
+    """Return what may be missing if a driver of the table refuses; empty if that is not known."""
+    known = ZERO_COPY.get(driver)
+    return known.if_refused if known is not None else ""
 
 
 def _text(kernel: Kernel) -> str:

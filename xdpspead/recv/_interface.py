@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from .._addresses import resolve
 from .._errors import XdpError
 from .._ethtool import driver_name
 from .._netlink import outside_event_loops, queues_in_use
 from ._xdp_config import UdpXdpConfig
+
+_IFF_LOWER_UP: Final = 1 << 16
+_LINK_WAIT_S: Final = 15.0
+_LINK_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Interface:
     n_queues: int
     namespace: int
     driver: str
+    has_link: bool
 
 
 def _network_namespace() -> int:
@@ -80,7 +87,35 @@ def find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> Interface:
         queues_in_use(name, link, "rx"),
         _network_namespace(),
         driver_name(name),
+        _has_link(link),
     )
+
+
+def _has_link(link: Any) -> bool:
+    return bool(link["flags"] & _IFF_LOWER_UP)
+
+
+@outside_event_loops
+def link_is_back(interface: Interface) -> bool:
+    """Wait until an interface has its link again, if it had one; return whether it came.
+
+    Many drivers reset the device when a program is attached or a socket bound for zero-copy, and
+    cards and switches need seconds to agree on a link. What is sent meanwhile is lost.
+    """
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    if not interface.has_link:
+        return True
+    end = time.monotonic() + _LINK_WAIT_S
+    with contextlib.suppress(NetlinkError), IPRoute() as netlink:  # it may be gone by now
+        while True:
+            if any(_has_link(link) for link in netlink.get_links(interface.index)):
+                return True
+            if time.monotonic() > end:
+                break
+            time.sleep(_LINK_POLL_S)
+    return False
 
 
 @outside_event_loops

@@ -26,7 +26,13 @@ from .._log import LOGGER
 from . import _sockets, _steering, _udp, _zero_copy
 from ._endpoints import Endpoint, few, resolve_endpoint, united
 from ._groups import join_groups
-from ._interface import Interface, attached_program, choose_queues, find_interface
+from ._interface import (
+    Interface,
+    attached_program,
+    choose_queues,
+    find_interface,
+    link_is_back,
+)
 from ._napi import defer_interrupts
 from ._reader import Begin, ReaderInfo
 from ._through import choose_helper
@@ -286,6 +292,12 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
         release_ports()
     if obtained is None:
         return None
+    if not link_is_back(interface):
+        LOGGER.warning(
+            "%s had a link before this reader was made and has none now: nothing comes until the "
+            "driver and the other end agree on one again",
+            interface.name,
+        )
     info = ReaderInfo(
         "udp_xdp",
         endpoints=tuple(endpoint.shown for endpoint in endpoints),
