@@ -34,6 +34,8 @@
 
 /* After XPS_POLL_LATER. */
 #define LATER_NS INT64_C(100000000)
+/* Shorter ones cost more than they save. */
+#define SHORTEST_NAP_NS UINT64_C(10000)
 /* Between two looks at what has become of a source. */
 #define LOOK_NS INT64_C(1000000000)
 
@@ -501,15 +503,26 @@ void xps_lanes_resume(struct xps_lanes *lanes, uint64_t parked)
 	}
 }
 
+/* A nap in which the source's room fills by no more than a quarter, at the rate at which packets came of late. */
+static uint64_t nap_that_loses_nothing(const struct xps_reader *reader, int64_t now)
+{
+	const uint64_t elapsed = xps_min_u64((uint64_t)(now - reader->last_wait_ns), 1000 * UINT64_C(1000000000));
+
+	if (!reader->room || !reader->since_wait)
+		return UINT64_MAX;
+	return xps_max_u64(elapsed * reader->room / (4 * reader->since_wait), SHORTEST_NAP_NS);
+}
+
 /*
  * Until the end of a nap: at most nap_ns, and at moments that all readers share, so that a worker with many of them wakes
- * for all at once. They are half a nap apart, because a nap that is much shorter would bring nothing.
+ * for all at once. They are half a nap apart, because a nap that is much shorter would bring nothing. Whose source has
+ * not room for so much sleeps for less, and by itself.
  */
-static int64_t nap_from(int64_t now, int64_t nap_ns)
+static int64_t nap_from(const struct xps_reader *reader, int64_t now, int64_t nap_ns)
 {
 	const int64_t apart = nap_ns / 2 + 1;
 
-	return nap_ns - (now + nap_ns) % apart;
+	return (int64_t)xps_min_u64((uint64_t)(nap_ns - (now + nap_ns) % apart), nap_that_loses_nothing(reader, now));
 }
 
 /* The reader has found nothing more: by what shall it be called next, its descriptors or time? */
@@ -529,9 +542,10 @@ static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader)
 		reader->napping = true;
 		mute(lane, reader);
 	}
-	reader->last_wait_ns = now;
 	if (reader->napping)
-		xps_loop_after(lane->loop, &reader->again, nap_from(now, lane->shared->nap_ns));
+		xps_loop_after(lane->loop, &reader->again, nap_from(reader, now, lane->shared->nap_ns));
+	reader->last_wait_ns = now;
+	reader->since_wait = 0;
 }
 
 /* What it waits for is still ready, so its descriptors must not be looked at. */
@@ -713,6 +727,7 @@ uint32_t xps_batch_push(struct xps_reader *reader, const struct xps_view *views,
 		taken += xps_window_push(window, views + taken, n - taken, lane->credit);
 	while (deliver(lane) && taken < n);
 	reader->batch_packets += window->stats[XPS_STAT_PACKETS] - before;
+	reader->since_wait += taken;
 	return taken;
 }
 

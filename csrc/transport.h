@@ -79,6 +79,8 @@ struct xps_reader {
 	uint32_t n_watches;
 	struct xps_watch news;          /* with ops->look the transport sets news.fd, which may be -1 */
 	struct xps_queue_table *queues; /* may be NULL; see stats.h */
+	/* Packets that the source has room for while nobody looks, so that naps are not too long; 0: it loses none. */
+	uint32_t room;
 
 	/* the stream's */
 	struct xps_lane *lane;
@@ -88,6 +90,7 @@ struct xps_reader {
 	bool progress;          /* a batch has begun since poll was called */
 	bool napping;           /* called by time, its watches are muted */
 	int64_t last_wait_ns;   /* when it last found nothing more to do after some work */
+	uint64_t since_wait;    /* packets that it has brought since then */
 	uint64_t batch_packets; /* decoded packets in the open batch */
 };
 

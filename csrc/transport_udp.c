@@ -315,6 +315,18 @@ static int set_up_socket(struct udp_reader *udp, int fd, struct xps_fail *fail)
 	return 0;
 }
 
+/* How many packets the socket holds at least: what a long one is charged for by drivers that give it a page. */
+static uint32_t room_of(int fd)
+{
+	const int charged = 4096 + 512;
+	int bytes = 0;
+	socklen_t length = sizeof(bytes);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, &length) < 0)
+		return 0;
+	return bytes < charged ? 1 : (uint32_t)(bytes / charged);
+}
+
 int xps_add_udp_reader(struct xps_stream *stream, int fd, uint64_t max_size, struct xps_fail *fail)
 {
 	static const struct xps_reader_ops ops = {
@@ -333,8 +345,10 @@ int xps_add_udp_reader(struct xps_stream *stream, int fd, uint64_t max_size, str
 	err = set_up_socket(udp, fd, fail);
 	if (!err)
 		err = make_buffers(udp, fail);
-	if (!err)
+	if (!err) {
+		udp->base.room = room_of(udp->watch.watch.fd);
 		err = xps_reader_attach(stream, &udp->base);
+	}
 	if (!err)
 		return 0;
 	free_reader(udp);

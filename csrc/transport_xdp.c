@@ -749,6 +749,21 @@ static int watch_lifeline(struct xdp_reader *r, struct xps_fail *fail)
 	return 0;
 }
 
+/* All packets may come through one queue. */
+static uint32_t room_of(const struct xdp_reader *r)
+{
+	const uint32_t mtu = (uint32_t)r->source->port->config.mtu;
+	uint32_t room = UINT32_MAX;
+
+	for (uint32_t i = 0; i < r->n_sockets; i++) {
+		const struct xps_xdp_queue *queue = r->sockets[i].queue;
+		const uint32_t frames = queue->multi_buffer ? mtu / queue->frame_size + 1 : 1;
+
+		room = (uint32_t)xps_min_u64(room, xps_xdp_queue_share(queue) / frames);
+	}
+	return room;
+}
+
 static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config *config, struct xps_fail *fail)
 {
 	int err = watch_lifeline(r, fail);
@@ -762,6 +777,8 @@ static int reader_open(struct xdp_reader *r, const struct xps_xdp_reader_config 
 	r->reader.watches[r->reader.n_watches++].watch.fd = r->kick_fd;
 	for (uint32_t i = r->index; i < config->n_queues && !err; i += config->n_workers)
 		err = open_socket(r, config->queues[i], config, fail);
+	if (!err)
+		r->reader.room = room_of(r);
 	return err;
 }
 

@@ -715,3 +715,24 @@ def test_readers_that_nap_wake_their_worker_together():
     total = (max(arrivals) - settled_at) / bin_s
     # Heaps come out twice in a nap, not at eight different moments of it.
     assert len(bins) < 0.4 * total, sorted(arrivals)
+
+
+@pytest.mark.timing
+@pytest.mark.ours
+def test_naps_are_not_longer_than_the_socket_has_room_for():
+    """A nap of 200 ms would see 400 packets; the socket holds about half of them."""
+    config = recv.StreamConfig(max_added_latency=0.2)
+    stream = recv.Stream(sp.ThreadPool(1), config, recv.RingStreamConfig(heaps=4096))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        address = sock.getsockname()
+        stream.add_udp_reader(sock)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        for cnt in range(2000):
+            sending.sendto(datagram(cnt + 1, 100), address)
+            if cnt % 10 == 9:
+                time.sleep(0.005)
+    wait_for(lambda: stream.stats["heaps"] == 2000, "every heap")
+    assert stream.stats["batches"] < 1000, "it did not nap"
+    stream.stop()
