@@ -45,6 +45,7 @@ def machine(**changes: Any) -> Machine:
         idle_limit_us=2_000_000_000,
         built=True,
         missing=(),
+        helper="",
         memlock=(True, "memory locking is not limited"),
         rmem_max=16 << 20,
         udp_buffer=8 << 20,

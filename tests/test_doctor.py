@@ -369,6 +369,17 @@ def test_privileges_that_are_missing_are_named():
     assert "+bpf" in finding.commands[0]
 
 
+def test_who_is_served_by_the_helper_misses_nothing():
+    served = machine(
+        missing=("CAP_BPF",), helper="it serves this user", memlock=(False, "8 MiB at most")
+    )
+    for check in ("privileges", "memlock"):
+        assert found(check, served, card()).level == "good"
+    unserved = machine(missing=("CAP_BPF",), memlock=(False, "8 MiB at most"))
+    for check in ("privileges", "memlock"):
+        assert found(check, unserved, card()).level == "costs"
+
+
 def test_sleep_that_somebody_has_limited_costs_nothing():
     limited = machine(idle_states=DEEP, idle_limit_us=2)
     assert found("idle-states", limited, card()).level == "good"

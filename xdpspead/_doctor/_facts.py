@@ -105,6 +105,8 @@ class Machine:
         Whether this build has the AF_XDP reader.
     missing : tuple of str
         Capabilities that the AF_XDP reader needs and this process lacks.
+    helper : str
+        How ``xdpspead-helper`` serves this user; empty if it does not.
     memlock : tuple of bool and str
         Whether packet memory of the default size may be locked, and what was found.
     rmem_max, udp_buffer : int
@@ -129,6 +131,7 @@ class Machine:
     idle_limit_us: int | Unknown
     built: bool
     missing: tuple[str, ...]
+    helper: str
     memlock: tuple[bool, str]
     rmem_max: int | Unknown
     udp_buffer: int

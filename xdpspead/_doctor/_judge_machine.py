@@ -60,6 +60,9 @@ def _privileges(machine: Machine) -> Iterator[Finding]:
     if not machine.missing:
         yield good("this process may use AF_XDP")
         return
+    if machine.helper:
+        yield good(f"AF_XDP without privileges: {machine.helper}")
+        return
     yield costs(
         f"this process lacks {', '.join(machine.missing)}",
         "AF_XDP will be refused; a service has them from AmbientCapabilities= in its unit, a "
@@ -73,6 +76,9 @@ def _memlock(machine: Machine) -> Iterator[Finding]:
     enough, detail = machine.memlock
     if enough:
         yield good(detail)
+        return
+    if machine.missing and machine.helper:
+        yield good("xdpspead-helper locks the packet memory")
         return
     yield costs(
         detail,

@@ -27,7 +27,7 @@ def gather_machine(root: Path = ROOT, dropping: int = 0) -> Machine:
     """
     from ..recv import Stream
 
-    memlock = features.memlock
+    memlock, helper = features.memlock, features.helper
     needed = {
         "CAP_NET_RAW": features.net_raw,
         "CAP_NET_ADMIN": features.net_admin,
@@ -44,6 +44,7 @@ def gather_machine(root: Path = ROOT, dropping: int = 0) -> Machine:
         idle_limit_us=_idle_limit(root),
         built=bool(features.xdp),
         missing=tuple(name for name, feature in needed.items() if not feature),
+        helper=helper.detail if helper else "",
         memlock=(bool(memlock), memlock.detail),
         rmem_max=number(root / _CORE / "rmem_max"),
         udp_buffer=Stream.DEFAULT_UDP_BUFFER_SIZE,
