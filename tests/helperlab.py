@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,10 @@ NOBODY = 65534
 #: Another user, whom no file knows.
 SOMEBODY = 54321
 
-#: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF: what the helper needs.
+#: What the helper needs.
 _CAPABILITIES = "-all,+net_admin,+net_raw,+bpf,+ipc_lock"
+#: The same as bits: CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK, CAP_BPF.
+CAPABILITY_BITS = 1 << 12 | 1 << 13 | 1 << 14 | 1 << 39
 
 
 class Helper:
@@ -44,9 +47,11 @@ class Helper:
         Its configuration; ``{eth}`` stands for the receiving interface.
     uid : int
         The user that it runs as; not as root it has nothing but the capabilities that it needs.
+    of_file : bool
+        Whether it has those from its file, as ``setcap`` sets them, and not from who starts it.
     """
 
-    def __init__(self, lab: Lab, rules: str, uid: int = 0) -> None:
+    def __init__(self, lab: Lab, rules: str, uid: int = 0, *, of_file: bool = False) -> None:
         self._lab = lab
         self.folder = Path(tempfile.mkdtemp(prefix="xdpspead-helper-"))
         self.folder.chmod(0o755)
@@ -55,13 +60,24 @@ class Helper:
         self.socket = self.folder / "helper.sock"
         self.log = self.folder / "log"
         self.write(rules)
-        command = [str(PROGRAM), "--config", str(self.config), "--socket", str(self.socket)]
+        program = self._copy_with_capabilities() if of_file else PROGRAM
+        command = [str(program), "--config", str(self.config), "--socket", str(self.socket)]
         if uid:
             drop = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-            sets = [f"--{name}={_CAPABILITIES}" for name in ("inh-caps", "ambient-caps")]
+            given = "-all" if of_file else _CAPABILITIES
+            sets = [f"--{name}={given}" for name in ("inh-caps", "ambient-caps")]
             command = ["setpriv", *drop, *sets, *command]
         with self.log.open("w") as log:
             self.process = lab.rx.popen(command, stderr=log)
+
+    def _copy_with_capabilities(self) -> Path:
+        copy = self.folder / PROGRAM.name
+        shutil.copy(PROGRAM, copy)
+        low, high = CAPABILITY_BITS & 0xFFFFFFFF, CAPABILITY_BITS >> 32
+        # struct vfs_cap_data of linux/capability.h: revision 2, effective
+        value = struct.pack("<IIIII", 0x02000001, low, 0, high, 0)
+        os.setxattr(copy, "security.capability", value)
+        return copy
 
     def write(self, rules: str) -> None:
         """Write the configuration."""
