@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import subprocess
@@ -44,6 +45,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if PEER and collection_path.name.startswith("test_") and collection_path.suffix == ".py":
         return "from target import" not in collection_path.read_text() or None
     return None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep the collector away from what lives as long as the run, so that to call it is cheap."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
