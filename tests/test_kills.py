@@ -36,8 +36,7 @@ if OURS:
     from xdplab import Lab, Load, bpf_orphans
 
 #: AddressSanitizer makes each life many times as long.
-FEW = os.environ.get("XDPSPEAD_FEW_VARIANTS") == "1"
-KILLS = 15 if FEW else 100
+KILLS = 100
 
 _SO_RCVBUFFORCE = 33
 
