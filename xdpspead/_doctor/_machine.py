@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from .._features import features
+from .._helper import helper_is_there
 from ._facts import KERNEL_SILENT, NEEDS_ROOT, IdleState, Machine, Softnet, Unknown
 from ._files import ROOT, cpus, number, processes, text
 
@@ -27,12 +28,15 @@ def gather_machine(root: Path = ROOT, dropping: int = 0) -> Machine:
     """
     from ..recv import Stream
 
-    memlock, helper = features.memlock, features.helper
+    memlock = features.memlock
     needed = {
         "CAP_NET_RAW": features.net_raw,
         "CAP_NET_ADMIN": features.net_admin,
         "CAP_BPF": features.cap_bpf,
     }
+    missing = tuple(name for name, feature in needed.items() if not feature)
+    # Who has the privileges does not need it, and who has none may ask.
+    helper = features.helper if missing and helper_is_there() else None
     return Machine(
         release=os.uname().release,
         nodes=_nodes(root),
@@ -43,7 +47,7 @@ def gather_machine(root: Path = ROOT, dropping: int = 0) -> Machine:
         idle_states=_idle_states(root),
         idle_limit_us=_idle_limit(root),
         built=bool(features.xdp),
-        missing=tuple(name for name, feature in needed.items() if not feature),
+        missing=missing,
         helper=helper.detail if helper else "",
         memlock=(bool(memlock), memlock.detail),
         rmem_max=number(root / _CORE / "rmem_max"),
