@@ -15,11 +15,16 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "heap.h"
+
+/* About what it takes to put a thread to sleep and wake it. */
+#define EXPECT_NS INT64_C(50000)
 
 int xps_ring_init(struct xps_ring *ring, uint64_t capacity)
 {
@@ -92,6 +97,8 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 		ring->slots[tail < ring->capacity ? tail : tail - ring->capacity] = heaps[pushed++];
 		ring->count++;
 	}
+	if (pushed)
+		atomic_fetch_add_explicit(&ring->pushes, 1, memory_order_relaxed);
 	ring->parked &= ~bit;
 	if (pushed < n && !ring->stopped)
 		ring->parked |= bit;
@@ -112,6 +119,7 @@ void xps_ring_stop(struct xps_ring *ring)
 {
 	pthread_mutex_lock(&ring->lock);
 	ring->stopped = true;
+	atomic_fetch_add_explicit(&ring->pushes, 1, memory_order_relaxed);
 	ring->parked = 0;
 	if (!ring->signalled) {
 		eventfd_write(ring->fd, 1);
@@ -151,6 +159,8 @@ static uint64_t unpark(struct xps_ring *ring)
 
 	if (4 * (uint64_t)room_in(ring) < ring->capacity)
 		return 0;
+	if (parked)
+		atomic_store_explicit(&ring->resumed, true, memory_order_relaxed);
 	ring->parked = 0;
 	return parked;
 }
@@ -193,18 +203,61 @@ static int wait_for_heap(struct xps_ring *ring, int timeout_ms, bool *crowd)
 	return ready < 0 ? -err : ready;
 }
 
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/*
+ * A producer that was parked is on its way: it has more than enough to do, and its heaps come sooner than sleeping and
+ * being woken would take. If none comes that was wrong, until one is parked again.
+ */
+static void expect_push(struct xps_ring *ring, uint32_t pushes)
+{
+	const int64_t end = now_ns() + EXPECT_NS;
+
+	do {
+		for (int i = 0; i < 32; i++) {
+			if (atomic_load_explicit(&ring->pushes, memory_order_relaxed) != pushes)
+				return;
+			relax();
+		}
+		sched_yield(); /* it may have to share our processor */
+	} while (now_ns() < end);
+	atomic_store_explicit(&ring->resumed, false, memory_order_relaxed);
+}
+
 static int pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead, int timeout_ms, uint64_t *unparked)
 {
 	*unparked = 0;
 	for (;;) {
+		const uint32_t pushes = atomic_load_explicit(&ring->pushes, memory_order_relaxed);
+		const bool expect = timeout_ms && !*unparked &&
+				    atomic_load_explicit(&ring->resumed, memory_order_relaxed);
 		uint64_t also;
-		int popped = try_pop(ring, heaps, n, ahead, timeout_ms != 0, &also);
+		int popped = try_pop(ring, heaps, n, ahead, timeout_ms && !expect, &also);
 		bool crowd;
 		int ready;
 
 		*unparked |= also;
 		if (popped || timeout_ms == 0)
 			return popped;
+		if (expect) {
+			expect_push(ring, pushes);
+			continue;
+		}
 		/* Several users may wake for one heap: those who come too late start over, with the same time. */
 		ready = wait_for_heap(ring, timeout_ms, &crowd);
 		if (ready <= 0)

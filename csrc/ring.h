@@ -10,6 +10,7 @@
 #pragma once
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "xdpspead.h"
 
@@ -19,13 +20,15 @@ struct xps_ring {
 	pthread_mutex_t lock; /* guards all below */
 	struct xps_heap **slots;
 	uint32_t capacity, head, count;
-	uint32_t ahead;     /* heaps that were popped ahead of their time, and take up room as if they were here */
-	uint32_t n_waiting; /* users in pop */
-	bool crowd;         /* several users wait, or did and one of them has not looked since */
-	int fd;             /* eventfd; written at most once until somebody finds the ring empty */
-	bool signalled;     /* it has been written */
-	bool fd_wanted;     /* somebody polls it */
-	uint64_t parked;    /* producers that wait for room, bit by bit */
+	uint32_t ahead;          /* heaps that were popped ahead of their time, and take up room as if they were here */
+	uint32_t n_waiting;      /* users in pop */
+	bool crowd;              /* several users wait, or did and one of them has not looked since */
+	int fd;                  /* eventfd; written at most once until somebody finds the ring empty */
+	bool signalled;          /* it has been written */
+	bool fd_wanted;          /* somebody polls it */
+	uint64_t parked;         /* producers that wait for room, bit by bit */
+	atomic_bool resumed;     /* one of them was woken, and has been seen to come in time since */
+	_Atomic uint32_t pushes; /* runs freely */
 	bool stopped;
 };
 
