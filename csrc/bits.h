@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #define XPS_CACHE_LINE 64
 
@@ -19,6 +20,15 @@
 #define XPS_ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
 #define XPS_CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
+
+/* CLOCK_MONOTONIC */
+static inline int64_t xps_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
 
 static inline uint16_t xps_load_be16(const void *p)
 {

@@ -537,7 +537,7 @@ static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader)
 	}
 	if (!lane->shared->nap_ns || reader->n_watches == 0)
 		return;
-	now = xps_loop_now_ns();
+	now = xps_now_ns();
 	if (!reader->napping && now - reader->last_wait_ns < 2 * lane->shared->nap_ns) {
 		reader->napping = true;
 		mute(lane, reader);

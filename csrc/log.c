@@ -118,14 +118,6 @@ static const struct kind kinds[XPS_N_LOG_KINDS] = {
 	[XPS_LOG_READER_ERROR] = { XPS_LOG_WARNING, format_reader_error, "errors of a reader" },
 };
 
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * SECOND_NS + now.tv_nsec;
-}
-
 struct xps_log *xps_log_new(void)
 {
 	struct xps_log *log = calloc(1, sizeof(*log));
@@ -207,7 +199,7 @@ void xps_log(struct xps_log *log, enum xps_log_kind kind, uint64_t n, uint64_t f
 
 	if (!n || !xps_process_is(log->process))
 		return;
-	now = now_ns();
+	now = xps_now_ns();
 	pthread_mutex_lock(&log->lock);
 	if (now - summary->second_start >= SECOND_NS)
 		end_second(log, kind, now);
@@ -275,14 +267,14 @@ static int take_lines(struct xps_log *log, struct xps_log_line *lines, int n)
 
 int xps_log_take(struct xps_log *log, struct xps_log_line *lines, int n, int timeout_ms)
 {
-	int64_t deadline = now_ns() + timeout_ms * INT64_C(1000000);
+	int64_t deadline = xps_now_ns() + timeout_ms * INT64_C(1000000);
 	int taken;
 
 	if (!xps_process_is(log->process))
 		return -EPIPE;
 	pthread_mutex_lock(&log->lock);
 	for (;;) {
-		int64_t now = now_ns();
+		int64_t now = xps_now_ns();
 		int64_t wake = end_seconds(log, now);
 		struct timespec until;
 
@@ -305,7 +297,7 @@ void xps_log_close(struct xps_log *log)
 	if (!xps_process_is(log->process))
 		return;
 	pthread_mutex_lock(&log->lock);
-	end_seconds(log, now_ns() + SECOND_NS);
+	end_seconds(log, xps_now_ns() + SECOND_NS);
 	log->closed = true;
 	pthread_cond_broadcast(&log->readable);
 	pthread_mutex_unlock(&log->lock);

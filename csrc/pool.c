@@ -170,19 +170,11 @@ static void run_again(struct xps_loop *loop)
 
 /* ---------------------------------------------------------------- time */
 
-int64_t xps_loop_now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
 void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns)
 {
 	if (!watch->added)
 		return;
-	watch->due_ns = xps_loop_now_ns() + delay_ns;
+	watch->due_ns = xps_now_ns() + delay_ns;
 	if (watch->timed)
 		return;
 	watch->timed = true;
@@ -198,7 +190,7 @@ static int64_t queue_due(struct xps_loop *loop)
 
 	if (!loop->timed)
 		return -1;
-	now = xps_loop_now_ns();
+	now = xps_now_ns();
 	while (*link) {
 		struct xps_watch *watch = *link;
 

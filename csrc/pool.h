@@ -59,8 +59,6 @@ void xps_loop_again(struct xps_loop *loop, struct xps_watch *watch);
 
 /* [loop] Call the watch after `delay_ns`, whatever its descriptor says. A later call moves the time. */
 void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns);
-/* [loop] CLOCK_MONOTONIC. */
-int64_t xps_loop_now_ns(void);
 
 /* Run the task on the loop soon. Posting a task that is already queued does nothing. */
 void xps_loop_post(struct xps_loop *loop, struct xps_task *task);

@@ -18,9 +18,9 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "bits.h"
 #include "heap.h"
 
 /* About what it takes to put a thread to sleep and wake it. */
@@ -212,21 +212,13 @@ static inline void relax(void)
 #endif
 }
 
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
 /*
  * A producer that was parked is on its way: it has more than enough to do, and its heaps come sooner than sleeping and
  * being woken would take. If none comes that was wrong, until one is parked again.
  */
 static void expect_push(struct xps_ring *ring, uint32_t pushes)
 {
-	const int64_t end = now_ns() + EXPECT_NS;
+	const int64_t end = xps_now_ns() + EXPECT_NS;
 
 	do {
 		for (int i = 0; i < 32; i++) {
@@ -235,7 +227,7 @@ static void expect_push(struct xps_ring *ring, uint32_t pushes)
 			relax();
 		}
 		sched_yield(); /* it may have to share our processor */
-	} while (now_ns() < end);
+	} while (xps_now_ns() < end);
 	atomic_store_explicit(&ring->resumed, false, memory_order_relaxed);
 }
 

@@ -17,7 +17,7 @@
 #define XPS_RING_PRODUCERS 64 /* at most, numbered from 0 */
 
 struct xps_ring {
-	pthread_mutex_t lock; /* guards all below */
+	pthread_mutex_t lock; /* guards all below but the last two */
 	struct xps_heap **slots;
 	uint32_t capacity, head, count;
 	uint32_t ahead;          /* heaps that were popped ahead of their time, and take up room as if they were here */

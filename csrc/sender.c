@@ -351,7 +351,7 @@ static bool grant(struct xps_sender *s)
 		s->granted = s->n_staged;
 		return true;
 	}
-	now = xps_loop_now_ns();
+	now = xps_now_ns();
 	if (is_early(s, now))
 		return false;
 	while (s->granted < s->n_staged) {
@@ -438,7 +438,7 @@ static enum state drive(struct xps_sender *s)
 		count_blocked(s);
 		if (s->writer->fd >= 0)
 			return STATE_BLOCKED;
-		s->wake_ns = xps_loop_now_ns() + RETRY_NS;
+		s->wake_ns = xps_now_ns() + RETRY_NS;
 		return STATE_EARLY;
 	}
 	packet_failed(s, written);
@@ -451,7 +451,7 @@ static enum state drive(struct xps_sender *s)
  */
 static void begin_to_drive(struct xps_sender *s)
 {
-	int64_t now = xps_loop_now_ns();
+	int64_t now = xps_now_ns();
 	bool resumed;
 
 	pthread_mutex_lock(&s->lock);
@@ -475,7 +475,7 @@ static bool worker_leaves(struct xps_sender *s)
 {
 	bool leaves;
 
-	s->left_ns = xps_loop_now_ns();
+	s->left_ns = xps_now_ns();
 	pthread_mutex_lock(&s->lock);
 	leaves = !has_work(s);
 	if (leaves)
@@ -503,7 +503,7 @@ static void worker_turn(struct xps_sender *s)
 			xps_loop_unmute(s->loop, &s->writable);
 			return;
 		case STATE_EARLY:
-			delay = s->wake_ns - xps_loop_now_ns();
+			delay = s->wake_ns - xps_now_ns();
 			if (delay <= SPIN_NS)
 				break;
 			xps_loop_after(s->loop, &s->turn, delay);
@@ -552,7 +552,7 @@ static int sleep_until(int64_t until_ns)
 static int wait_writable(const struct xps_sender *s, int64_t until_ns)
 {
 	struct pollfd pollfd = { .fd = s->writer->fd, .events = POLLOUT };
-	int64_t wait_ms = (until_ns - xps_loop_now_ns()) / NS_PER_MS + 1;
+	int64_t wait_ms = (until_ns - xps_now_ns()) / NS_PER_MS + 1;
 
 	if (wait_ms <= 0)
 		return 0;
@@ -566,7 +566,7 @@ static int caller_waits(struct xps_sender *s, enum state state, int64_t deadline
 
 	if (state == STATE_BLOCKED)
 		return wait_writable(s, until);
-	if (s->wake_ns - xps_loop_now_ns() <= SPIN_NS)
+	if (s->wake_ns - xps_now_ns() <= SPIN_NS)
 		return 0;
 	if (s->wake_ns < until)
 		until = s->wake_ns;
@@ -576,10 +576,10 @@ static int caller_waits(struct xps_sender *s, enum state state, int64_t deadline
 /* Sleep, or wait for the writer, but not for long. 0, -ETIMEDOUT or -EINTR. */
 static int caller_pauses(struct xps_sender *s, enum state state, int64_t deadline_ns)
 {
-	int64_t slice_ns = xps_loop_now_ns() + SLICE_MS * NS_PER_MS;
+	int64_t slice_ns = xps_now_ns() + SLICE_MS * NS_PER_MS;
 	int err = caller_waits(s, state, deadline_ns < slice_ns ? deadline_ns : slice_ns);
 
-	return err ? err : xps_loop_now_ns() >= deadline_ns ? -ETIMEDOUT : 0;
+	return err ? err : xps_now_ns() >= deadline_ns ? -ETIMEDOUT : 0;
 }
 
 /* Drive until the group is done. 0; -ETIMEDOUT; -EINTR; -ECANCELED if the sender is being stopped. */
@@ -602,21 +602,21 @@ static int caller_drives(struct xps_sender *s, int64_t ticket, int64_t deadline_
 	}
 	if (slack > 0)
 		prctl(PR_SET_TIMERSLACK, slack);
-	s->left_ns = xps_loop_now_ns();
+	s->left_ns = xps_now_ns();
 	return s->done < ticket ? err : 0;
 }
 
 /* Lock held. Wait for another driver, a while. */
 static int watch_driver(struct xps_sender *s, int64_t deadline_ns)
 {
-	int64_t slice_ns = xps_loop_now_ns() + SLICE_MS * NS_PER_MS;
+	int64_t slice_ns = xps_now_ns() + SLICE_MS * NS_PER_MS;
 	int64_t until = deadline_ns < slice_ns ? deadline_ns : slice_ns;
 	const struct timespec time = { .tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S };
 
 	s->n_waiting++;
 	pthread_cond_timedwait(&s->changed, &s->lock, &time);
 	s->n_waiting--;
-	return xps_loop_now_ns() >= deadline_ns ? -ETIMEDOUT : 0;
+	return xps_now_ns() >= deadline_ns ? -ETIMEDOUT : 0;
 }
 
 /* Lock held. We drive no longer: somebody else has to, if there is anything left. */
@@ -632,7 +632,7 @@ static void hand_over(struct xps_sender *s)
 /* Lock held. Wait until all groups up to `ticket` are done, driving if nobody does. 0, -ETIMEDOUT or -EINTR. */
 static int wait_done(struct xps_sender *s, int64_t ticket, int timeout_ms)
 {
-	int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : xps_loop_now_ns() + (int64_t)timeout_ms * NS_PER_MS;
+	int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : xps_now_ns() + (int64_t)timeout_ms * NS_PER_MS;
 	int err = 0;
 
 	while (s->done < ticket && !err) {
@@ -784,7 +784,7 @@ static void drive_briefly(struct xps_sender *s)
 		return;
 	begin_to_drive(s);
 	drive(s);
-	s->left_ns = xps_loop_now_ns();
+	s->left_ns = xps_now_ns();
 	pthread_mutex_lock(&s->lock);
 	hand_over(s);
 	pthread_mutex_unlock(&s->lock);
@@ -1067,8 +1067,8 @@ static void init(struct xps_sender *s, const struct xps_sender_config *config, s
 	s->limiter.burst_ratio = config->burst_rate_ratio;
 	s->limiter.burst_size = (double)config->burst_size;
 	/* As if a burst had just been sent: a stream does not begin with one. */
-	xps_limiter_idle(&s->limiter, xps_loop_now_ns());
-	xps_limiter_sent(&s->limiter, xps_loop_now_ns(), config->burst_size, s->cost_ns);
+	xps_limiter_idle(&s->limiter, xps_now_ns());
+	xps_limiter_sent(&s->limiter, xps_now_ns(), config->burst_size, s->cost_ns);
 	s->staging = 1;
 	s->results_end = &s->results;
 	s->next_cnt = s->cnt_step = 1;

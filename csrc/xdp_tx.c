@@ -337,21 +337,13 @@ int xps_xdp_tx_push(struct xps_xdp_tx *tx, bool *withdrawn)
 
 /* ---------------------------------------------------------------- closing */
 
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
 void xps_xdp_tx_close(struct xps_xdp_tx *tx)
 {
 	const struct timespec pause = { .tv_nsec = CLOSE_PAUSE_NS };
-	const int64_t end = now_ns() + CLOSE_TIMEOUT_S * INT64_C(1000000000);
+	const int64_t end = xps_now_ns() + CLOSE_TIMEOUT_S * INT64_C(1000000000);
 
 	xps_xdp_tx_reclaim(tx);
-	while (tx->n_free < tx->n_frames && now_ns() < end) {
+	while (tx->n_free < tx->n_frames && xps_now_ns() < end) {
 		bool withdrawn;
 		int err = xps_xdp_tx_push(tx, &withdrawn);
 

@@ -467,7 +467,7 @@ def test_helper_that_is_killed_leaves_a_stream_that_is_not_read_asleep(lab):
         helper.kill()
         lab.wait_detached()
         before = pool.cpu_time
-        time.sleep(0.3)
+        time.sleep(0.3)  # time in which a worker that is woken again and again would work
         assert pool.cpu_time - before < 0.05
         assert [heap.cnt for heap in take(stream, 32)] == list(range(32))
         with pytest.raises(XdpError, match="xdpspead-helper has ended"):
