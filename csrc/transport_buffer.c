@@ -16,7 +16,7 @@
  */
 #define VIEWS_PER_POLL 2048
 #define BYTES_PER_POLL (UINT64_C(2) << 20)
-/* Bytes beyond the next packet that are fetched into the cache: small packets come faster than the hardware guesses. */
+/* How far ahead of the packet at work packets are fetched into the cache, if they are all as long as this one. */
 #define PREFETCH 8
 
 struct buffer_reader {
@@ -54,7 +54,7 @@ static void make_views(struct buffer_reader *buffer)
 
 		if (!length)
 			break;
-		__builtin_prefetch(buffer->next + PREFETCH * (size_t)length);
+		xps_prefetch(buffer->next + PREFETCH * (size_t)length, length);
 		buffer->views[buffer->n_views++] =
 			(struct xps_view){ .data = buffer->next, .length = length, .decoded = packet };
 		buffer->next += length;

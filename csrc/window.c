@@ -323,7 +323,7 @@ uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views
 		if (unlikely(window->n_out > credit))
 			break;
 		if (i + PREFETCH < n)
-			__builtin_prefetch(views[i + PREFETCH].data);
+			xps_prefetch(views[i + PREFETCH].data, views[i + PREFETCH].length);
 		if (!packet) {
 			packet = &scratch;
 			stat = decode(&scratch, &views[i]);
