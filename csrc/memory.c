@@ -2,7 +2,7 @@
 /*
  * How it works
  *
- * Three kinds of allocator share one table of two functions. Every block that is out holds a reference to its owner,
+ * Three kinds of allocator share one table of functions. Every block that is out holds a reference to its owner,
  * so a pool lives until the last of its blocks has come home, whoever drops the pool first.
  *
  * Threads: anyone may allocate and free. Blocks come home to a pool onto a stack that needs no lock, because whoever
@@ -17,6 +17,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define SANITIZED
+#endif
+#ifdef SANITIZED
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)0)
+#endif
 
 #include "fail.h"
 #include "log.h"
@@ -97,40 +111,205 @@ uint64_t xps_payload_capacity(const uint8_t *payload)
 	return block_of(payload)->capacity;
 }
 
+/* ---------------------------------------------------------------- blocks that nobody uses, kept for the next heap */
+
+/* Whoever still reads or writes a payload that he gave back is to be caught by the sanitizer, though it is still there. */
+static void hide(struct xps_block *block)
+{
+	(void)block;
+	ASAN_POISON_MEMORY_REGION(block->room, sizeof(block->room) + block->capacity);
+}
+
+static void show(struct xps_block *block)
+{
+	(void)block;
+	ASAN_UNPOISON_MEMORY_REGION(block->room, sizeof(block->room) + block->capacity);
+}
+
 /* ---------------------------------------------------------------- malloc */
 
-static struct xps_block *malloc_take(struct xps_allocator *allocator, uint64_t size)
-{
-	struct xps_block *block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + size, XPS_CACHE_LINE));
+/*
+ * The C library gives the memory of a large payload back to the kernel, and for the next one the kernel makes pages and
+ * clears them, which costs as much as all else that is done for a packet. So blocks that come home are kept, on a shelf
+ * for each of the sizes used last. The lock is never waited for: who does not get it, as a forked child in whose parent
+ * somebody had it, goes to the C library.
+ */
+#define KEPT_LEAST (UINT64_C(16) << 10) /* what is smaller the C library keeps itself */
+#define KEPT_BYTES (UINT64_C(8) << 20)
+#define KEPT_SIZES 4
+#define KEPT_USES 64             /* after so many of the others a size is forgotten */
+#define KEPT_UNIT UINT64_C(4096) /* sizes that differ by less are one */
 
-	(void)allocator;
-	if (!block)
+struct shelf {
+	uint64_t capacity;
+	struct xps_block *first; /* the last that came home */
+	uint64_t used;           /* when it was */
+};
+
+struct plain_allocator {
+	struct xps_allocator base;
+	pthread_mutex_t lock; /* guards all below */
+	struct shelf shelves[KEPT_SIZES];
+	uint64_t n_kept_bytes;
+	uint64_t uses; /* of the shelves: what time is measured in */
+};
+
+static struct plain_allocator *plain_of(struct xps_allocator *allocator)
+{
+	return XPS_CONTAINER_OF(allocator, struct plain_allocator, base);
+}
+
+/* Bytes of a block that can be kept, head and all. */
+static uint64_t block_size(uint64_t capacity)
+{
+	return xps_round_up(sizeof(struct xps_block) + capacity, KEPT_UNIT);
+}
+
+static bool is_worth_keeping(uint64_t capacity)
+{
+	return capacity >= KEPT_LEAST && block_size(capacity) <= KEPT_BYTES;
+}
+
+static uint64_t capacity_for(uint64_t size)
+{
+	return is_worth_keeping(size) ? block_size(size) - sizeof(struct xps_block) : size;
+}
+
+static void free_blocks(struct xps_block *block)
+{
+	while (block) {
+		struct xps_block *next = block->next;
+
+		show(block);
+		free(block);
+		block = next;
+	}
+}
+
+/* Lock held. The shelf of this size; if there is none, the one that was used longest ago, with whatever is on it. */
+static struct shelf *find_shelf(struct plain_allocator *plain, uint64_t capacity)
+{
+	struct shelf *oldest = plain->shelves;
+
+	for (int i = 0; i < KEPT_SIZES; i++) {
+		if (plain->shelves[i].capacity == capacity)
+			return &plain->shelves[i];
+		if (plain->shelves[i].used < oldest->used)
+			oldest = &plain->shelves[i];
+	}
+	return oldest;
+}
+
+/* Lock held. All blocks that are on it, for the caller to free. */
+static struct xps_block *clear_shelf(struct plain_allocator *plain, struct shelf *shelf)
+{
+	struct xps_block *blocks = shelf->first;
+
+	for (struct xps_block *block = blocks; block; block = block->next)
+		plain->n_kept_bytes -= block_size(block->capacity);
+	shelf->first = NULL;
+	return blocks;
+}
+
+static struct xps_block *take_kept(struct plain_allocator *plain, uint64_t capacity)
+{
+	struct xps_block *block;
+	struct shelf *shelf;
+
+	if (!is_worth_keeping(capacity) || pthread_mutex_trylock(&plain->lock))
 		return NULL;
-	block->capacity = size;
+	shelf = find_shelf(plain, capacity);
+	block = shelf->capacity == capacity ? shelf->first : NULL;
+	if (block) {
+		shelf->first = block->next;
+		shelf->used = ++plain->uses;
+		plain->n_kept_bytes -= block_size(capacity);
+	}
+	pthread_mutex_unlock(&plain->lock);
+	if (block)
+		show(block);
 	return block;
 }
 
-static void malloc_give(struct xps_allocator *allocator, struct xps_block *block)
+/* Lock held. Clear a shelf that no block came to of late, and return what was on it; NULL if there is none. */
+static struct xps_block *clear_forgotten(struct plain_allocator *plain)
 {
-	(void)allocator;
-	free(block);
+	for (int i = 0; i < KEPT_SIZES; i++)
+		if (plain->shelves[i].first && plain->shelves[i].used + KEPT_USES < plain->uses)
+			return clear_shelf(plain, &plain->shelves[i]);
+	return NULL;
 }
 
+/* Lock held. Put the block on its shelf. Returns those that have to go for it, or it, for the caller to free. */
+static struct xps_block *keep(struct plain_allocator *plain, struct xps_block *block)
+{
+	const uint64_t size = block_size(block->capacity);
+	struct shelf *shelf = find_shelf(plain, block->capacity);
+	struct xps_block *gone = NULL;
+
+	if (shelf->capacity != block->capacity)
+		gone = clear_shelf(plain, shelf);
+	else if (plain->n_kept_bytes + size > KEPT_BYTES)
+		gone = clear_forgotten(plain);
+	shelf->capacity = block->capacity;
+	shelf->used = ++plain->uses;
+	if (plain->n_kept_bytes + size > KEPT_BYTES) {
+		block->next = gone;
+		return block;
+	}
+	hide(block);
+	block->next = shelf->first;
+	shelf->first = block;
+	plain->n_kept_bytes += size;
+	return gone;
+}
+
+static struct xps_block *plain_take(struct xps_allocator *allocator, uint64_t size)
+{
+	const uint64_t capacity = capacity_for(size);
+	struct xps_block *block = take_kept(plain_of(allocator), capacity);
+
+	if (block)
+		return block;
+	block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + capacity, XPS_CACHE_LINE));
+	if (block)
+		block->capacity = capacity;
+	return block;
+}
+
+static void plain_give(struct xps_allocator *allocator, struct xps_block *block)
+{
+	struct plain_allocator *plain = plain_of(allocator);
+	struct xps_block *gone = block;
+
+	block->next = NULL;
+	if (is_worth_keeping(block->capacity) && !pthread_mutex_trylock(&plain->lock)) {
+		gone = keep(plain, block);
+		pthread_mutex_unlock(&plain->lock);
+	}
+	free_blocks(gone);
+}
+
+/* The lock is left as it is: in a forked child somebody who is not there may hold it. */
 static void plain_destroy(struct xps_allocator *allocator)
 {
-	free(allocator);
+	struct plain_allocator *plain = plain_of(allocator);
+
+	for (int i = 0; i < KEPT_SIZES; i++)
+		free_blocks(plain->shelves[i].first);
+	free(plain);
 }
 
 struct xps_allocator *xps_allocator_new(void)
 {
-	static const struct allocator_ops ops = { .take = malloc_take, .give = malloc_give, .destroy = plain_destroy };
-	struct xps_allocator *allocator = calloc(1, sizeof(*allocator));
+	static const struct allocator_ops ops = { .take = plain_take, .give = plain_give, .destroy = plain_destroy };
+	struct plain_allocator *plain = calloc(1, sizeof(*plain));
 
-	if (allocator) {
-		allocator->ops = &ops;
-		allocator->references = 1;
-	}
-	return allocator;
+	if (!plain)
+		return NULL;
+	plain->base = (struct xps_allocator){ .ops = &ops, .references = 1 };
+	pthread_mutex_init(&plain->lock, NULL);
+	return &plain->base;
 }
 
 /* ---------------------------------------------------------------- mmap */
@@ -255,6 +434,7 @@ static void shelve(struct memory_pool *pool, struct xps_block *block)
 			return;
 		}
 	} while (!__atomic_compare_exchange_n(&pool->n_free, &n, n + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	hide(block);
 	block->next = __atomic_load_n(&pool->returned, __ATOMIC_RELAXED);
 	/* release: whoever takes the block sees `next`, and what its last user wrote. */
 	while (!__atomic_compare_exchange_n(&pool->returned, &block->next, block, true, __ATOMIC_RELEASE,
@@ -308,6 +488,7 @@ static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t siz
 	block = pool->free;
 	if (block) {
 		pool->free = block->next;
+		show(block);
 		__atomic_sub_fetch(&pool->n_free, 1, __ATOMIC_RELAXED);
 	}
 	warn = !block && pool->warn_on_empty;
@@ -350,6 +531,7 @@ static void pool_destroy(struct xps_allocator *allocator)
 		struct xps_block *block = pool->free;
 
 		pool->free = block->next;
+		show(block);
 		drop_block(pool, block);
 	}
 	xps_allocator_free(pool->source);

@@ -11,7 +11,11 @@ from ._threads import ThreadPool
 
 
 class MemoryAllocator:
-    """The C library's allocator, and the base class of all others."""
+    """The C library's allocator, and the base class of all others.
+
+    Payloads of 16 KiB and more that were freed last are kept for others of the same size, up to
+    8 MiB for each allocator: else the kernel would make and clear new pages for every heap.
+    """
 
     _core: _core.Allocator
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Where payloads live: how long, in whose hands, and what a memory pool keeps. */
+#include <malloc.h>
+
 #include "await.h"
 #include "check.h"
 #include "log.h"
@@ -40,6 +42,81 @@ static void settle(struct xps_pool *threads)
 	struct xps_task task = { .run = do_nothing };
 
 	xps_loop_call(xps_pool_loop(threads), &task);
+}
+
+/* ---------------------------------------------------------------- the C library's, which keeps some */
+
+static void test_the_block_that_was_freed_last_is_used_first(void)
+{
+	struct xps_allocator *plain = xps_allocator_new();
+	uint8_t *first = xps_payload_new(plain, 20000), *second = xps_payload_new(plain, 20000), *other;
+
+	xps_payload_free(first);
+	xps_payload_free(second);
+	other = xps_payload_new(plain, 40000);
+	CHECK(other != first && other != second);
+	CHECK(xps_payload_new(plain, 19500) == second); /* the same pages would do for it */
+	CHECK(xps_payload_new(plain, 20000) == first);
+	memset(first, 1, 20000);
+	memset(second, 1, 20000);
+	xps_payload_free(first);
+	xps_payload_free(second);
+	xps_payload_free(other);
+	xps_allocator_free(plain);
+}
+
+/* Bytes that malloc has handed out. A sanitizer's malloc does not tell: always 0. */
+static size_t in_use(void)
+{
+	struct mallinfo2 info = mallinfo2();
+
+	return info.uordblks + info.hblkhd;
+}
+
+enum { MANY = 200 };
+
+/* Allocate many payloads of a size at once and free them again. */
+static void use_many(struct xps_allocator *allocator, uint64_t size)
+{
+	uint8_t *payloads[MANY];
+
+	for (int i = 0; i < MANY; i++) {
+		payloads[i] = xps_payload_new(allocator, size);
+		CHECK(payloads[i]);
+	}
+	for (int i = 0; i < MANY; i++)
+		xps_payload_free(payloads[i]);
+}
+
+static void test_no_more_than_so_much_is_kept(void)
+{
+	struct xps_allocator *plain = xps_allocator_new();
+	const size_t before = in_use();
+
+	for (uint64_t size = 1000; size <= (UINT64_C(1) << 20); size *= 2) {
+		use_many(plain, size);
+		CHECK(in_use() <= before + (UINT64_C(9) << 20));
+	}
+	/* More than is kept at all: it goes, and does not take the others with it. */
+	xps_payload_free(xps_payload_new(plain, UINT64_C(20) << 20));
+	CHECK(in_use() <= before + (UINT64_C(9) << 20));
+	xps_allocator_free(plain);
+	CHECK(in_use() <= before + (64 << 10)); /* what malloc itself keeps for each thread */
+}
+
+/* A size that is not used any more makes room for the one that is. */
+static void test_a_size_is_forgotten(void)
+{
+	struct xps_allocator *plain = xps_allocator_new();
+	uint8_t *payload;
+
+	use_many(plain, 64 << 10); /* fills all there is */
+	use_many(plain, 30000);
+	payload = xps_payload_new(plain, 30000);
+	xps_payload_free(payload);
+	CHECK(xps_payload_new(plain, 30000) == payload);
+	xps_payload_free(payload);
+	xps_allocator_free(plain);
 }
 
 /* ---------------------------------------------------------------- every allocator */
@@ -378,6 +455,9 @@ int main(void)
 	base = xps_allocator_new();
 	quiet = xps_log_new();
 
+	test_the_block_that_was_freed_last_is_used_first();
+	test_no_more_than_so_much_is_kept();
+	test_a_size_is_forgotten();
 	test_payloads_are_aligned_and_as_large_as_asked_for();
 	test_payload_lives_as_long_as_its_last_reference();
 	test_payload_outlives_its_allocator();
