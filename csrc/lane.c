@@ -210,10 +210,7 @@ static void announce(struct xps_lane *lane)
 	lane->unannounced = false;
 }
 
-/*
- * Move the outbox to the ring as far as there is room. Returns whether all fitted. Users are told at the end of the turn,
- * but before the ring is full: they may be able to take heaps while others are being made.
- */
+/* Move the outbox to the ring as far as there is room. Returns whether all fitted. */
 static bool deliver(struct xps_lane *lane)
 {
 	struct xps_window *window = &lane->window;
@@ -227,8 +224,6 @@ static bool deliver(struct xps_lane *lane)
 	}
 	pushed = xps_ring_push(&lane->shared->ring, lane->index, window->out, window->n_out, &lane->credit);
 	lane->unannounced |= pushed > 0;
-	if (lane->credit < lane->shared->ring.capacity / 2)
-		announce(lane);
 	window->n_out -= pushed;
 	memmove(window->out, window->out + pushed, window->n_out * sizeof(*window->out));
 	lane->credit = (uint32_t)xps_min_u64(lane->credit, XPS_MAX_CREDIT);
@@ -776,7 +771,7 @@ static int lane_new(struct xps_lane **made, struct xps_lanes *lanes)
 		return err;
 	}
 	lane->shared = lanes;
-	lane->credit = (uint32_t)xps_min_u64(lanes->ring.capacity, XPS_MAX_CREDIT);
+	lane->credit = (uint32_t)xps_min_u64(lanes->ring.any_heaps, XPS_MAX_CREDIT);
 	lane->user.ended = loop_ended;
 	lane->resume.run = resume;
 	lane->end.run = end_too;
@@ -876,7 +871,7 @@ int xps_lanes_init(struct xps_lanes *lanes, struct xps_pool *pool, const struct 
 			.contiguous_only = config->contiguous_only,
 		},
 	};
-	err = xps_ring_init(&lanes->ring, config->ring_heaps);
+	err = xps_ring_init(&lanes->ring, config->ring_heaps, config->ring_bytes);
 	if (err)
 		return err;
 	pthread_mutex_init(&lanes->lock, NULL);

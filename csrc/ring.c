@@ -26,12 +26,21 @@
 /* About what it takes to put a thread to sleep and wake it. */
 #define EXPECT_NS INT64_C(50000)
 
-int xps_ring_init(struct xps_ring *ring, uint64_t capacity)
+/* Small heaps, at most: a worker should not get further ahead than this. */
+#define SMALL_HEAPS 256
+
+int xps_ring_init(struct xps_ring *ring, uint64_t heaps, uint64_t bytes)
 {
-	if (capacity == 0 || capacity > UINT32_MAX / 2)
+	if (heaps == 0 || heaps > UINT32_MAX / 2)
 		return -EINVAL;
-	*ring = (struct xps_ring){ .capacity = (uint32_t)capacity, .fd = -1 };
-	ring->slots = calloc(capacity, sizeof(struct xps_heap *));
+	*ring = (struct xps_ring){
+		.any_heaps = (uint32_t)heaps,
+		.n_slots = (uint32_t)(bytes ? xps_max_u64(heaps, SMALL_HEAPS) : heaps),
+		.small_bytes = bytes,
+		.last_bytes = bytes, /* until it is known how large they are, no more than `heaps` */
+		.fd = -1,
+	};
+	ring->slots = calloc(ring->n_slots, sizeof(struct xps_heap *));
 	if (!ring->slots)
 		return -ENOMEM;
 	ring->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -49,7 +58,7 @@ void xps_ring_fini(struct xps_ring *ring)
 {
 	for (; ring->count; ring->count--) {
 		xps_heap_free(ring->slots[ring->head]);
-		ring->head = (ring->head + 1) % ring->capacity;
+		ring->head = (ring->head + 1) % ring->n_slots;
 	}
 	free(ring->slots);
 	close(ring->fd);
@@ -76,12 +85,50 @@ static void lower_fd(struct xps_ring *ring)
 	}
 }
 
-/* Lock held. None while more were popped ahead than a producer left room for. */
+/* Lock held. Heaps that take up room. */
+static uint32_t used_of(const struct xps_ring *ring)
+{
+	return ring->count + ring->ahead;
+}
+
+/* Lock held. What a heap takes up: its payload, more or less. */
+static uint64_t bytes_of(const struct xps_heap *heap)
+{
+	return sizeof(*heap) + (heap->payload ? heap->capacity : 0);
+}
+
+/* Lock held. */
+static bool fits(const struct xps_ring *ring, uint64_t bytes)
+{
+	const uint32_t used = used_of(ring);
+
+	return used < ring->any_heaps ||
+	       (used < ring->n_slots && ring->bytes + ring->ahead_bytes + bytes <= ring->small_bytes);
+}
+
+/* Lock held. In heaps as large as the last. None while more were popped ahead than a producer left room for. */
 static uint32_t room_in(const struct xps_ring *ring)
 {
-	uint32_t used = ring->count + ring->ahead;
+	const uint32_t used = used_of(ring);
+	const uint64_t bytes = ring->bytes + ring->ahead_bytes;
+	uint64_t room = 0;
 
-	return used < ring->capacity ? ring->capacity - used : 0;
+	if (bytes < ring->small_bytes && used < ring->n_slots)
+		room = xps_min_u64((ring->small_bytes - bytes) / ring->last_bytes, ring->n_slots - used);
+	if (used < ring->any_heaps)
+		room = xps_max_u64(room, ring->any_heaps - used);
+	return (uint32_t)room;
+}
+
+/* Lock held. */
+static void put(struct xps_ring *ring, struct xps_heap *heap, uint64_t bytes)
+{
+	const uint32_t tail = ring->head + ring->count;
+
+	ring->slots[tail < ring->n_slots ? tail : tail - ring->n_slots] = heap;
+	ring->count++;
+	ring->bytes += bytes;
+	ring->last_bytes = bytes;
 }
 
 uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap *const *heaps, uint32_t n,
@@ -91,11 +138,12 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 	uint32_t pushed = 0;
 
 	pthread_mutex_lock(&ring->lock);
-	while (!ring->stopped && pushed < n && room_in(ring)) {
-		uint32_t tail = ring->head + ring->count;
+	for (; !ring->stopped && pushed < n; pushed++) {
+		const uint64_t bytes = bytes_of(heaps[pushed]);
 
-		ring->slots[tail < ring->capacity ? tail : tail - ring->capacity] = heaps[pushed++];
-		ring->count++;
+		if (!fits(ring, bytes))
+			break;
+		put(ring, heaps[pushed], bytes);
 	}
 	if (pushed)
 		atomic_fetch_add_explicit(&ring->pushes, 1, memory_order_relaxed);
@@ -103,6 +151,8 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 	if (pushed < n && !ring->stopped)
 		ring->parked |= bit;
 	*room = room_in(ring);
+	if (ring->count && *room < used_of(ring))
+		raise_fd(ring);
 	pthread_mutex_unlock(&ring->lock);
 	return pushed;
 }
@@ -138,17 +188,30 @@ bool xps_ring_stopped(struct xps_ring *ring)
 	return stopped;
 }
 
-/* Lock held. */
-static int take(struct xps_ring *ring, struct xps_heap **heaps, int n)
+/* Lock held. If they are taken ahead of their time, no more than half of what the ring could hold, but one. */
+static int take(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead)
 {
+	uint64_t first_bytes = 0;
 	int taken = 0;
 
+	ring->ahead = 0;
+	ring->ahead_bytes = 0;
+	if (ahead)
+		n = (int)xps_min_u64((uint64_t)n, xps_max_u64((ring->count + room_in(ring)) / 2, 1));
 	while (taken < n && ring->count) {
+		const uint64_t bytes = bytes_of(ring->slots[ring->head]);
+
 		heaps[taken++] = ring->slots[ring->head];
-		if (++ring->head == ring->capacity)
+		if (++ring->head == ring->n_slots)
 			ring->head = 0;
 		ring->count--;
+		ring->bytes -= bytes;
+		ring->ahead_bytes += bytes;
+		first_bytes = taken == 1 ? bytes : first_bytes;
 	}
+	/* The first is for now. */
+	ring->ahead = ahead && taken ? (uint32_t)taken - 1 : 0;
+	ring->ahead_bytes = ring->ahead ? ring->ahead_bytes - first_bytes : 0;
 	return taken;
 }
 
@@ -157,7 +220,7 @@ static uint64_t unpark(struct xps_ring *ring)
 {
 	uint64_t parked = ring->parked;
 
-	if (4 * (uint64_t)room_in(ring) < ring->capacity)
+	if (4 * (uint64_t)room_in(ring) < room_in(ring) + used_of(ring))
 		return 0;
 	if (parked)
 		atomic_store_explicit(&ring->resumed, true, memory_order_relaxed);
@@ -171,8 +234,7 @@ static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool a
 	int taken;
 
 	pthread_mutex_lock(&ring->lock);
-	taken = take(ring, heaps, n);
-	ring->ahead = ahead && taken ? (uint32_t)taken - 1 : 0;
+	taken = take(ring, heaps, n, ahead);
 	*unparked = unpark(ring);
 	if (taken) {
 		if (!ring->count && ring->fd_wanted && !ring->stopped)
@@ -266,9 +328,7 @@ int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int time
 
 int xps_ring_pop_ahead(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked)
 {
-	const int half = (int)xps_max_u64(ring->capacity / 2, 1);
-
-	return pop(ring, heaps, n < half ? n : half, true, timeout_ms, unparked);
+	return pop(ring, heaps, n, true, timeout_ms, unparked);
 }
 
 int xps_ring_fd(struct xps_ring *ring)

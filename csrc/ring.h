@@ -19,8 +19,13 @@
 struct xps_ring {
 	pthread_mutex_t lock; /* guards all below but the last two */
 	struct xps_heap **slots;
-	uint32_t capacity, head, count;
+	uint32_t n_slots, head, count;
 	uint32_t ahead;          /* heaps that were popped ahead of their time, and take up room as if they were here */
+	uint32_t any_heaps;      /* so many fit in, however large */
+	uint64_t bytes;          /* of those that are here */
+	uint64_t ahead_bytes;    /* of those that were popped ahead */
+	uint64_t small_bytes;    /* as many as together have no more fit in too */
+	uint64_t last_bytes;     /* of the heap that came last */
 	uint32_t n_waiting;      /* users in pop */
 	bool crowd;              /* several users wait, or did and one of them has not looked since */
 	int fd;                  /* eventfd; written at most once until somebody finds the ring empty */
@@ -32,16 +37,20 @@ struct xps_ring {
 	bool stopped;
 };
 
-/* 0, -EINVAL, -ENOMEM or the errno of eventfd(2). */
-int xps_ring_init(struct xps_ring *ring, uint64_t capacity);
+/*
+ * The ring is full when it holds at least `heaps` heaps, and at least `bytes` bytes of them, or so many small ones that
+ * counting them would be pointless. 0, -EINVAL, -ENOMEM or the errno of eventfd(2).
+ */
+int xps_ring_init(struct xps_ring *ring, uint64_t heaps, uint64_t bytes);
 /* Free the ring and the heaps in it. */
 void xps_ring_fini(struct xps_ring *ring);
 
 /*
- * Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`, which
- * others may have taken before the caller looks. After stop all are refused. If not all fit, the ring remembers that the
- * producer is parked. Users who look find the heaps; those who wait are told by xps_ring_wake(), once for all that came
- * in one go.
+ * Push the first so many of `n` heaps as there is room for; returns how many, and the room that is left in `room`, in
+ * heaps as large as the last, which others may have taken before the caller looks. After stop all are refused. If not all
+ * fit, the ring remembers that the producer is parked. Users who look find the heaps; those who wait are told by
+ * xps_ring_wake(), once for all that came in one go, or by push once the ring is half full: they may be able to take
+ * heaps while others are being made.
  */
 uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap *const *heaps, uint32_t n,
 		       uint32_t *room);

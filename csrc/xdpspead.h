@@ -268,7 +268,8 @@ struct xps_stream_config {
 	uint64_t max_heaps;     /* partial heaps alive at a time in each substream, at least 1 */
 	uint64_t substreams;    /* at least 1; a heap belongs to substream cnt % substreams */
 	uint64_t max_heap_size; /* larger heaps are refused, bytes */
-	uint64_t ring_heaps;    /* capacity of the ring of finished heaps, at least 1 */
+	uint64_t ring_heaps;    /* so many finished heaps wait for the user, however large they are; at least 1 */
+	uint64_t ring_bytes;    /* and, if they are small, as many as together have so many bytes */
 	int64_t nap_ns;         /* under load, how long packets may wait for others to be handled with, 0: not at all */
 	int memcpy;             /* enum xps_memcpy */
 	bool stop_on_stop_item;
@@ -299,8 +300,8 @@ void xps_stream_free(struct xps_stream *stream);
 int xps_stream_pop(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
 /*
  * The same for a user who wants one heap and keeps the others for later: these take up room in the ring until somebody
- * pops again, so that no more than `ring_heaps` finished heaps wait for the user, here and there. Pops at most half of
- * what the ring can hold, but at least one.
+ * pops again, so that no more finished heaps wait for the user, here and there, than the ring has room for. Pops at most
+ * half of what it can hold, but at least one.
  */
 int xps_stream_pop_ahead(struct xps_stream *stream, struct xps_heap **heaps, int n, int timeout_ms);
 /* A descriptor that is readable while heaps are waiting and once the stream has stopped. Not to be read from. */
@@ -332,8 +333,8 @@ uint32_t xps_stream_queue_stats(struct xps_stream *stream, uint64_t *stats, stru
 /* Back-to-back packets in memory, which must stay as it is until the stream is freed. Ends the stream. */
 int xps_add_buffer_reader(struct xps_stream *stream, const uint8_t *data, uint64_t length);
 /*
- * Datagrams of at most `max_size` bytes from a bound UDP socket. `fd` is duplicated. Switches UDP_GRO and SO_RXQ_OVFL on
- * while it reads; all other options are left alone.
+ * Datagrams of at most `max_size` bytes from a bound UDP socket. `fd` is duplicated. Switches UDP_GRO on while
+ * it reads, and SO_RXQ_OVFL where there is no SO_MEMINFO; all other options are left alone.
  */
 int xps_add_udp_reader(struct xps_stream *stream, int fd, uint64_t max_size, struct xps_fail *fail);
 

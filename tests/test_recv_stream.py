@@ -84,6 +84,7 @@ def test_defaults_of_the_stream_configuration():
 def test_defaults_of_the_ring_configuration():
     config = recv.RingStreamConfig()
     assert config.heaps == recv.RingStreamConfig.DEFAULT_HEAPS == 4
+    assert config.room_bytes == recv.RingStreamConfig.DEFAULT_ROOM_BYTES == 4 << 20
     assert config.contiguous_only is True
     assert config.incomplete_keep_payload_ranges is False
 
@@ -363,6 +364,44 @@ def test_ringbuffer_shows_capacity_and_fill():
     wait_for(lambda: stream.stats.worker_blocked, "a full ring")
     assert stream.ringbuffer.size() == 3
     stream.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "room_bytes", "fit"),
+    [
+        ({}, 4 << 20, 256),
+        ({"heaps": 4}, 0, 4),
+        ({"heaps": 300}, 0, 300),
+        ({"heaps": 4, "room_bytes": 1 << 20}, 1 << 20, 256),
+        ({"room_bytes": 0}, 0, 4),
+        ({"heaps": 300, "room_bytes": 1 << 20}, 1 << 20, 300),
+    ],
+)
+def test_small_heaps_have_more_room(options, room_bytes, fit):
+    ring = recv.RingStreamConfig(**options)
+    assert ring.room_bytes == room_bytes
+    stream = recv.Stream(sp.ThreadPool(), ring_config=ring)
+    stream.add_buffer_reader(b"".join(one_packet(i) for i in range(400)))
+    wait_for(lambda: stream.stats.worker_blocked, "a full ring")
+    assert stream.ringbuffer.size() == fit
+    assert [heap.cnt for heap in stream] == list(range(400))
+
+
+def test_large_heaps_have_room_for_four():
+    stream = recv.Stream(sp.ThreadPool())
+    stream.add_buffer_reader(b"".join(one_packet(i, 2 << 20) for i in range(10)))
+    wait_for(lambda: stream.stats.worker_blocked, "a full ring")
+    assert stream.ringbuffer.size() == stream.ringbuffer.capacity() == 4
+    assert [heap.cnt for heap in stream] == list(range(10))
+
+
+def test_room_goes_where_heaps_are_set_later():
+    ring = recv.RingStreamConfig()
+    ring.heaps = 9
+    assert ring.room_bytes == 0
+    ring.room_bytes = 5
+    ring.heaps = 8
+    assert ring.room_bytes == 5
 
 
 # start and stop

@@ -17,7 +17,7 @@ static struct xps_ring *open_ring(uint64_t capacity)
 {
 	struct xps_ring *ring = malloc(sizeof(*ring));
 
-	CHECK_EQ(xps_ring_init(ring, capacity), 0);
+	CHECK_EQ(xps_ring_init(ring, capacity, 0), 0);
 	return ring;
 }
 
@@ -85,8 +85,8 @@ static void test_capacity_must_make_sense(void)
 {
 	struct xps_ring ring;
 
-	CHECK_EQ(xps_ring_init(&ring, 0), -EINVAL);
-	CHECK_EQ(xps_ring_init(&ring, UINT64_MAX), -EINVAL);
+	CHECK_EQ(xps_ring_init(&ring, 0, 0), -EINVAL);
+	CHECK_EQ(xps_ring_init(&ring, UINT64_MAX, 0), -EINVAL);
 }
 
 static void test_heaps_come_out_in_order(void)
@@ -151,6 +151,69 @@ static void test_push_tells_how_many_fitted_and_the_room_left(void)
 	xps_heap_free(heaps[3]);
 	xps_heap_free(heaps[4]);
 	close_ring(ring);
+}
+
+/* A heap with a payload of so many bytes, and what it takes up beside them. */
+static struct xps_heap *heap_of(struct xps_allocator *allocator, uint64_t bytes)
+{
+	const struct xps_heap_rules rules = { .allocator = allocator };
+	struct xps_packet packet = { .heap_length = (int64_t)bytes, .address_bits = 48 };
+
+	return xps_heap_open(&packet, &rules);
+}
+
+/* Push heaps of so many bytes, each for itself, until one does not fit. Returns how many did. */
+static uint32_t fill(struct xps_ring *ring, struct xps_allocator *allocator, uint64_t bytes, uint32_t *room)
+{
+	for (uint32_t n = 0;; n++) {
+		struct xps_heap *heap = heap_of(allocator, bytes);
+
+		if (!xps_ring_push(ring, 0, &heap, 1, room)) {
+			xps_heap_free(heap);
+			return n;
+		}
+	}
+}
+
+static void test_small_heaps_fit_in_by_their_bytes(void)
+{
+	const uint64_t all = 100 * (sizeof(struct xps_heap) + 1000);
+	struct xps_allocator *allocator = xps_allocator_new();
+	struct xps_heap *heaps[40], *large;
+	struct xps_ring ring;
+	uint64_t unparked;
+	uint32_t room;
+
+	CHECK_EQ(xps_ring_init(&ring, 4, all), 0);
+	xps_ring_push(&ring, 0, NULL, 0, &room);
+	CHECK_EQ(room, 4); /* how large heaps are is not known yet */
+	CHECK_EQ(fill(&ring, allocator, 1000, &room), 100);
+	CHECK_EQ(room, 0);
+	/* The worker is woken when a quarter of that is free, and half of it can be popped ahead. */
+	for (int i = 0; i < 25; i++) {
+		CHECK_EQ(xps_ring_pop(&ring, heaps, 1, 0, &unparked), 1);
+		CHECK_EQ(unparked, i == 24);
+		xps_heap_free(heaps[0]);
+	}
+	CHECK_EQ(fill(&ring, allocator, 1000, &room), 25);
+	CHECK_EQ(xps_ring_pop_ahead(&ring, heaps, 40, 0, &unparked), 40);
+	CHECK_EQ(fill(&ring, allocator, 1000, &room), 1);
+	for (int i = 0; i < 40; i++)
+		xps_heap_free(heaps[i]);
+	/* However small: not more than somebody would ever want at once. */
+	xps_ring_fini(&ring);
+	CHECK_EQ(xps_ring_init(&ring, 4, UINT64_MAX), 0);
+	CHECK_EQ(fill(&ring, allocator, 1, &room), 256);
+	xps_ring_fini(&ring);
+	/* However large: four. */
+	CHECK_EQ(xps_ring_init(&ring, 4, all), 0);
+	CHECK_EQ(fill(&ring, allocator, all, &room), 4);
+	CHECK_EQ(xps_ring_pop(&ring, &large, 1, 0, &unparked), 1);
+	CHECK_EQ(unparked, 1);
+	xps_heap_free(large);
+	CHECK_EQ(fill(&ring, allocator, 1, &room), 1);
+	xps_ring_fini(&ring);
+	xps_allocator_free(allocator);
 }
 
 static void test_first_pop_after_a_push_that_did_not_fit_wakes_the_worker(void)
@@ -646,6 +709,7 @@ int main(void)
 	test_ring_frees_what_nobody_took();
 
 	test_push_tells_how_many_fitted_and_the_room_left();
+	test_small_heaps_fit_in_by_their_bytes();
 	test_first_pop_after_a_push_that_did_not_fit_wakes_the_worker();
 	test_push_that_fits_takes_the_wish_to_be_woken_back();
 	test_worker_is_woken_when_a_quarter_of_the_ring_is_free();

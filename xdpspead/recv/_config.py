@@ -283,7 +283,10 @@ class RingStreamConfig(Config):
     ----------
     heaps : int
         Capacity of the ring between worker and user, at least 1. When it is full the worker waits,
-        and packets pile up where they come from.
+        and packets pile up where they come from. By default 4, and small ones as `room_bytes` says.
+    room_bytes : int
+        Beside `heaps` heaps of any size the ring has room for as many as together have no more
+        than this, up to 256. By default 4 MiB, but 0 where `heaps` is given.
     contiguous_only : bool
         Whether incomplete heaps are dropped. If False, they come as :class:`IncompleteHeap`.
     incomplete_keep_payload_ranges : bool
@@ -296,28 +299,46 @@ class RingStreamConfig(Config):
     """
 
     DEFAULT_HEAPS: ClassVar[int] = 4
+    DEFAULT_ROOM_BYTES: ClassVar[int] = 4 << 20
 
-    __slots__ = ("_contiguous_only", "_heaps", "_incomplete_keep_payload_ranges")
+    __slots__ = ("_contiguous_only", "_heaps", "_incomplete_keep_payload_ranges", "_room_bytes")
 
     def __init__(
         self,
         *,
-        heaps: int = DEFAULT_HEAPS,
+        heaps: int | None = None,
+        room_bytes: int | None = None,
         contiguous_only: bool = True,
         incomplete_keep_payload_ranges: bool = False,
     ) -> None:
-        self.heaps = heaps
+        self._heaps: int | None = None
+        self._room_bytes: int | None = None
+        if heaps is not None:
+            self.heaps = heaps
+        if room_bytes is not None:
+            self.room_bytes = room_bytes
         self.contiguous_only = contiguous_only
         self.incomplete_keep_payload_ranges = incomplete_keep_payload_ranges
 
     @property
     def heaps(self) -> int:
         """Capacity of the ring."""
-        return self._heaps
+        return self.DEFAULT_HEAPS if self._heaps is None else self._heaps
 
     @heaps.setter
     def heaps(self, value: int) -> None:
         self._heaps = count("heaps", value, 1)
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes up to which it has room for more, small heaps."""
+        if self._room_bytes is not None:
+            return self._room_bytes
+        return self.DEFAULT_ROOM_BYTES if self._heaps is None else 0
+
+    @room_bytes.setter
+    def room_bytes(self, value: int) -> None:
+        self._room_bytes = count("room_bytes", value, 0)
 
     @property
     def contiguous_only(self) -> bool:

@@ -74,7 +74,7 @@ class Ringbuffer:
         return self._stream._core.ring_size + len(self._stream._popped)
 
     def capacity(self) -> int:
-        """Return the number of heaps that fit."""
+        """Return the number of heaps of any size that fit; of small ones there may be more."""
         return self._stream._ring_config.heaps
 
 
@@ -121,6 +121,7 @@ class _Stream:
                 "substreams": self._config.substreams,
                 "max_heap_size": self._config.max_heap_size,
                 "ring_heaps": self._ring_config.heaps,
+                "ring_bytes": self._ring_config.room_bytes,
                 "nap_ns": round(self._config.max_added_latency * 1e9),
                 "memcpy": self._config.memcpy,
                 "stop_on_stop_item": self._config.stop_on_stop_item,
