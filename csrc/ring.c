@@ -4,7 +4,8 @@
  *
  * The eventfd is raised when a worker has put heaps in while somebody waits for them, and lowered by the first who
  * finds the ring empty (or, once somebody polls it, by whoever empties the ring). While heaps keep coming and are being
- * taken there is no system call at all: only whoever finds nothing pays.
+ * taken there is no system call at all: only whoever finds nothing pays. It is raised when the lock is free again: who is
+ * woken wants the lock, and may share the processor.
  *
  * Room is what neither heaps in the ring take up nor those that were popped ahead, which are in the user's hands but not
  * used yet: so the ring's capacity bounds both together. How many of these are left nobody tells; the next pop is taken
@@ -65,24 +66,35 @@ void xps_ring_fini(struct xps_ring *ring)
 	pthread_mutex_destroy(&ring->lock);
 }
 
-/* Lock held. */
-static void raise_fd(struct xps_ring *ring)
+/* Lock held. Whether the eventfd has to be raised; from now on it counts as if it were. */
+static bool must_raise(struct xps_ring *ring)
 {
-	if (!ring->signalled && (ring->n_waiting || ring->fd_wanted)) {
-		eventfd_write(ring->fd, 1);
-		ring->signalled = true;
-	}
+	if (ring->signalled || !(ring->n_waiting || ring->fd_wanted))
+		return false;
+	ring->signalled = true;
+	return true;
 }
 
-/* Lock held, the ring is empty and not stopped. */
+/* Unlock, and raise the eventfd. */
+static void unlock_and_raise(struct xps_ring *ring, bool raise)
+{
+	/* Somebody else's poll(2) may say what the lock's holders know, and nothing else. */
+	const bool at_once = raise && ring->fd_wanted;
+
+	if (at_once)
+		eventfd_write(ring->fd, 1);
+	pthread_mutex_unlock(&ring->lock);
+	if (raise && !at_once)
+		eventfd_write(ring->fd, 1);
+}
+
+/* Lock held, the ring is empty and not stopped. If it is about to be raised it stays signalled, for the next to lower. */
 static void lower_fd(struct xps_ring *ring)
 {
 	eventfd_t value;
 
-	if (ring->signalled) {
-		eventfd_read(ring->fd, &value);
+	if (ring->signalled && eventfd_read(ring->fd, &value) == 0)
 		ring->signalled = false;
-	}
 }
 
 /* Lock held. Heaps that take up room. */
@@ -151,18 +163,14 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 	if (pushed < n && !ring->stopped)
 		ring->parked |= bit;
 	*room = room_in(ring);
-	if (ring->count && *room < used_of(ring))
-		raise_fd(ring);
-	pthread_mutex_unlock(&ring->lock);
+	unlock_and_raise(ring, ring->count && *room < used_of(ring) && must_raise(ring));
 	return pushed;
 }
 
 void xps_ring_wake(struct xps_ring *ring)
 {
 	pthread_mutex_lock(&ring->lock);
-	if (ring->count)
-		raise_fd(ring);
-	pthread_mutex_unlock(&ring->lock);
+	unlock_and_raise(ring, ring->count && must_raise(ring));
 }
 
 void xps_ring_stop(struct xps_ring *ring)
@@ -171,10 +179,8 @@ void xps_ring_stop(struct xps_ring *ring)
 	ring->stopped = true;
 	atomic_fetch_add_explicit(&ring->pushes, 1, memory_order_relaxed);
 	ring->parked = 0;
-	if (!ring->signalled) {
-		eventfd_write(ring->fd, 1);
-		ring->signalled = true;
-	}
+	ring->signalled = true;
+	eventfd_write(ring->fd, 1);
 	pthread_mutex_unlock(&ring->lock);
 }
 
@@ -335,11 +341,9 @@ int xps_ring_fd(struct xps_ring *ring)
 {
 	pthread_mutex_lock(&ring->lock);
 	ring->fd_wanted = true;
-	if (ring->count)
-		raise_fd(ring);
-	else if (!ring->stopped)
+	if (!ring->count && !ring->stopped)
 		lower_fd(ring);
-	pthread_mutex_unlock(&ring->lock);
+	unlock_and_raise(ring, ring->count && must_raise(ring));
 	return ring->fd;
 }
 

@@ -28,8 +28,8 @@ struct xps_ring {
 	uint64_t last_bytes;     /* of the heap that came last */
 	uint32_t n_waiting;      /* users in pop */
 	bool crowd;              /* several users wait, or did and one of them has not looked since */
-	int fd;                  /* eventfd; written at most once until somebody finds the ring empty */
-	bool signalled;          /* it has been written */
+	int fd;                  /* eventfd; written once until somebody finds the ring empty, and at the end */
+	bool signalled;          /* it has been written, or is just being */
 	bool fd_wanted;          /* somebody polls it */
 	uint64_t parked;         /* producers that wait for room, bit by bit */
 	atomic_bool resumed;     /* one of them was woken, and has been seen to come in time since */
