@@ -84,12 +84,12 @@ static inline uint64_t xps_round_up(uint64_t value, uint64_t unit)
 }
 
 /*
- * Fetch a packet of about `n` bytes that will be needed soon into the cache. Of a large one only the first line: while it
- * is copied the hardware sees by itself what comes next, and fetching all of it would only drive out what is at work.
+ * Fetch a packet of about `n` bytes that will be needed soon into the cache. Of a large one only the header: while it is
+ * copied the hardware sees by itself what comes next, and fetching all of it would only drive out what is at work.
  */
 static inline void xps_prefetch(const uint8_t *packet, size_t n)
 {
-	const size_t wanted = n <= XPS_PREFETCH_MOST ? n : XPS_CACHE_LINE;
+	const size_t wanted = n <= XPS_PREFETCH_MOST ? n : 2 * XPS_CACHE_LINE;
 
 	for (size_t i = 0; i < wanted; i += XPS_CACHE_LINE)
 		__builtin_prefetch(packet + i);

@@ -16,7 +16,7 @@ from bench.network import Receiver
 from bench.session import Session, Step
 
 RATES = (200e3, 400e3, 1e6)
-ADDED_US = (0, 20, 50, 100, 200, 500, 1000)
+ADDED_US = (0, 50, 100, 200, 500, 1000, 2000, 4000)
 
 
 def part(rate: float) -> str:

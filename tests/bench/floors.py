@@ -29,8 +29,8 @@ BUFFERS = 4
 #: Frames of an AF_XDP socket and bytes of a UDP socket's buffer: as xdpspead has by default.
 FRAMES = 16384
 SOCKET_BUFFER = 8 << 20
-#: How long floors sleep while packets come, in nanoseconds: xdpspead's default, 500 µs.
-NAP_NS = 500_000
+#: How long floors sleep while packets come, in nanoseconds: xdpspead's default, 1 ms.
+NAP_NS = 1_000_000
 _PR_SET_PDEATHSIG = 1
 _SO_RCVBUFFORCE = 33
 _UDP_GRO = 104

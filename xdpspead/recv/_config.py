@@ -65,7 +65,7 @@ class StreamConfig(Config):
 
     DEFAULT_MAX_HEAPS: ClassVar[int] = 4
     DEFAULT_MAX_HEAP_SIZE: ClassVar[int] = 1 << 32
-    DEFAULT_MAX_ADDED_LATENCY: ClassVar[float] = 500e-6
+    DEFAULT_MAX_ADDED_LATENCY: ClassVar[float] = 1e-3
 
     __slots__ = (
         "_allow_out_of_order",
