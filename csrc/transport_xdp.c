@@ -332,13 +332,8 @@ static void tell_change(void *user, int level, const char *text)
 /* Have the other readers polled. */
 static void kick_others(struct xdp_source *source)
 {
-	const uint64_t one = 1;
-
-	for (uint32_t i = 1; i < source->n_readers; i++) {
-		/* Cannot fail but by overflow, and then it is readable anyway. */
-		if (write(source->readers[i].kick_fd, &one, sizeof(one)) >= 0 || errno == EAGAIN)
-			atomic_store(&source->readers[i].kicked, true);
-	}
+	for (uint32_t i = 1; i < source->n_readers; i++)
+		xps_xdp_kick(source->readers[i].kick_fd, &source->readers[i].kicked);
 }
 
 /* Whether packets have come since the last call. */

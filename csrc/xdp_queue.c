@@ -279,13 +279,17 @@ static int check_sharing(const struct xps_xdp_queue *queue, const struct xps_xdp
 	return 0;
 }
 
-static void kick(const struct xps_xdp_member *member)
+void xps_xdp_kick(int kick_fd, atomic_bool *kicked)
 {
 	const uint64_t one = 1;
 
+	/* before it: who is woken may run before we do */
+	atomic_store(kicked, true);
 	/* cannot fail but by overflow, and then it is readable anyway */
-	if (write(member->kick_fd, &one, sizeof(one)) >= 0 || errno == EAGAIN)
-		atomic_store(member->kicked, true); /* after it: who sees it reads, and once only */
+	if (write(kick_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		return;
+	/* and after it: somebody who was awake may have seen the first and found nothing to read */
+	atomic_store(kicked, true);
 }
 
 static void add_member(struct xps_xdp_queue *queue, struct xps_xdp_member *member)
@@ -296,7 +300,7 @@ static void add_member(struct xps_xdp_queue *queue, struct xps_xdp_member *membe
 	/* before the kicks: who is kicked looks at its share, which has just become smaller */
 	atomic_fetch_add(&queue->n_members, 1);
 	for (; *end; end = &(*end)->next)
-		kick(*end);
+		xps_xdp_kick((*end)->kick_fd, (*end)->kicked);
 	member->next = NULL;
 	*end = member;
 	pthread_mutex_unlock(&queue->lock);

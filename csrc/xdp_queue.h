@@ -27,11 +27,14 @@
 /* A reader's membership in a queue; part of its socket. */
 struct xps_xdp_member {
 	int kick_fd;         /* eventfd, may be the same for all queues of a reader */
-	atomic_bool *kicked; /* set when kick_fd has been written */
+	atomic_bool *kicked; /* set around the writing of kick_fd: who finds it set clears it, and then reads kick_fd */
 	uint64_t fill_empty; /* credited so far */
 	uint64_t rx_invalid;
 	struct xps_xdp_member *next;
 };
+
+/* Wake a reader. */
+void xps_xdp_kick(int kick_fd, atomic_bool *kicked);
 
 struct xps_xdp_queue_config {
 	uint64_t buffer_size;
