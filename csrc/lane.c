@@ -13,8 +13,8 @@
  * many heaps may gather in the outbox; whether they get into the ring, the ring decides.
  *
  * Waking a thread costs as much as handling a dozen packets. So a reader that is woken again within two naps is taken
- * off its descriptors and called by time: it *naps* for nap_ns, handles all that has come, and naps again, until a nap
- * brings nothing. A packet then waits nap_ns at most; packets that come seldom never wait.
+ * off its descriptors and called by time: it *naps* for nap_ns, handles all that has come, and naps again, until two naps
+ * have brought nothing. A packet then waits nap_ns at most; packets that come seldom never wait.
  *
  * A lane is RUNNING until a reader's end or a stop item, in whichever lane, makes it ENDING: its readers are closed and
  * its window is flushed into the ring, which may block many times. Then, or as soon as the user stops the stream or its
@@ -510,24 +510,44 @@ static uint64_t nap_that_loses_nothing(const struct xps_reader *reader, int64_t 
 
 /*
  * Until the end of a nap: at most nap_ns, and at moments that all readers share, so that a worker with many of them wakes
- * for all at once. They are half a nap apart, because a nap that is much shorter would bring nothing. Whose source has
- * not room for so much sleeps for less, and by itself.
+ * for all at once. Who comes too late for a nap that is worth it sleeps until half-way to the next such moment. Whose
+ * source has not room for so much sleeps for less, and by itself.
  */
 static int64_t nap_from(const struct xps_reader *reader, int64_t now, int64_t nap_ns)
 {
-	const int64_t apart = nap_ns / 2 + 1;
+	int64_t nap = nap_ns - now % nap_ns;
 
-	return (int64_t)xps_min_u64((uint64_t)(nap_ns - (now + nap_ns) % apart), nap_that_loses_nothing(reader, now));
+	if (nap < nap_ns / 4)
+		nap += nap_ns / 2;
+	return (int64_t)xps_min_u64((uint64_t)nap, nap_that_loses_nothing(reader, now));
 }
 
-/* The reader has found nothing more: by what shall it be called next, its descriptors or time? */
-static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader)
+static void nap(struct xps_lane *lane, struct xps_reader *reader, int64_t now)
+{
+	xps_loop_after(lane->loop, &reader->again, nap_from(reader, now, lane->shared->nap_ns));
+}
+
+/* It found nothing at all. A nap may have been too short for that to mean anything; two were not. */
+static void nap_in_vain(struct xps_lane *lane, struct xps_reader *reader)
+{
+	if (reader->napped_in_vain)
+		unmute(lane, reader);
+	else
+		nap(lane, reader, xps_now_ns());
+	reader->napped_in_vain = reader->napping;
+}
+
+/*
+ * The reader has found nothing more: by what shall it be called next, its descriptors or time? If it was called in the
+ * middle of a nap, by some other event, and found nothing at all, the nap goes on.
+ */
+static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader, bool by_time)
 {
 	int64_t now;
 
 	if (!reader->progress) {
-		if (reader->napping)
-			unmute(lane, reader);
+		if (reader->napping && by_time)
+			nap_in_vain(lane, reader);
 		return;
 	}
 	if (!lane->shared->nap_ns || reader->n_watches == 0)
@@ -538,7 +558,8 @@ static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader)
 		mute(lane, reader);
 	}
 	if (reader->napping)
-		xps_loop_after(lane->loop, &reader->again, nap_from(reader, now, lane->shared->nap_ns));
+		nap(lane, reader, now);
+	reader->napped_in_vain = false;
 	reader->last_wait_ns = now;
 	reader->since_wait = 0;
 }
@@ -551,9 +572,11 @@ static void call_later(struct xps_lane *lane, struct xps_reader *reader)
 	xps_loop_after(lane->loop, &reader->again, LATER_NS);
 }
 
-static void run_reader(struct xps_reader *reader)
+/* `by_time`: not because of an event. */
+static void run_reader(struct xps_reader *reader, bool by_time)
 {
 	struct xps_lane *lane = reader->lane;
+	enum xps_poll next;
 
 	if (lane->state != RUNNING)
 		return;
@@ -562,10 +585,13 @@ static void run_reader(struct xps_reader *reader)
 			reader->ops->poll_blocked(reader);
 		return;
 	}
-	reader->progress = reader->blocked = false;
-	switch (reader->ops->poll(reader)) {
+	reader->progress &= reader->going_on;
+	reader->blocked = false;
+	next = reader->ops->poll(reader);
+	reader->going_on = next == XPS_POLL_AGAIN;
+	switch (next) {
 	case XPS_POLL_WAIT:
-		wait_for_more(lane, reader);
+		wait_for_more(lane, reader, by_time);
 		break;
 	case XPS_POLL_AGAIN:
 		xps_loop_again(lane->loop, &reader->again);
@@ -591,12 +617,12 @@ static void run_reader(struct xps_reader *reader)
 
 static void watch_ready(struct xps_watch *watch)
 {
-	run_reader(XPS_CONTAINER_OF(watch, struct xps_reader_watch, watch)->reader);
+	run_reader(XPS_CONTAINER_OF(watch, struct xps_reader_watch, watch)->reader, false);
 }
 
 static void reader_again(struct xps_watch *watch)
 {
-	run_reader(XPS_CONTAINER_OF(watch, struct xps_reader, again));
+	run_reader(XPS_CONTAINER_OF(watch, struct xps_reader, again), true);
 }
 
 static void news_ready(struct xps_watch *watch)
@@ -608,7 +634,7 @@ static void news_ready(struct xps_watch *watch)
 		return;
 	reader->ops->look(reader);
 	xps_loop_after(lane->loop, watch, LOOK_NS);
-	run_reader(reader);
+	run_reader(reader, false);
 }
 
 struct reader_task {

@@ -87,8 +87,10 @@ struct xps_reader {
 	struct xps_reader *next;
 	struct xps_watch again; /* no descriptor: how the reader gets called without one */
 	bool blocked;           /* poll returned XPS_POLL_BLOCKED */
-	bool progress;          /* a batch has begun since poll was called */
+	bool progress;          /* a batch has begun since poll was called, or since it last found nothing more */
+	bool going_on;          /* it has not come so far yet */
 	bool napping;           /* called by time, its watches are muted */
+	bool napped_in_vain;    /* the last nap brought nothing */
 	int64_t last_wait_ns;   /* when it last found nothing more to do after some work */
 	uint64_t since_wait;    /* packets that it has brought since then */
 	uint64_t batch_packets; /* decoded packets in the open batch */

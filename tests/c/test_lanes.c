@@ -565,6 +565,71 @@ static void test_news_of_a_source_are_looked_at_though_the_lane_is_blocked(void)
 	xps_pool_free(pool);
 }
 
+/* ---------------------------------------------------------------- naps */
+
+/*
+ * A reader whose descriptor is always ready, and who does in each call what a letter says: P a batch and no more, A a
+ * batch and perhaps more, . nothing. It notes whether it was napping when it was called.
+ */
+struct napper {
+	struct xps_reader base;
+	struct xps_reader_watch watch;
+	const char *script;
+	char napping[16];
+	uint32_t calls;
+};
+
+static enum xps_poll napper_poll(struct xps_reader *reader)
+{
+	struct napper *napper = XPS_CONTAINER_OF(reader, struct napper, base);
+	const uint32_t call = napper->calls;
+
+	if (call == strlen(napper->script))
+		return XPS_POLL_WAIT;
+	napper->napping[call] = reader->napping ? 'n' : '-';
+	if (napper->script[call] != '.') {
+		xps_batch_begin(reader);
+		xps_batch_end(reader);
+	}
+	__atomic_store_n(&napper->calls, call + 1, __ATOMIC_RELEASE);
+	return napper->script[call] == 'A' ? XPS_POLL_AGAIN : XPS_POLL_WAIT;
+}
+
+static void napper_close(struct xps_reader *reader)
+{
+	(void)reader;
+}
+
+static void test_naps_end_when_two_brought_nothing(void)
+{
+	static const struct xps_reader_ops ops = { .name = "napper", .poll = napper_poll, .close = napper_close };
+	struct {
+		const char *script, *napping;
+	} cases[] = {
+		{ "PP.P..P", "--nnnn-" },
+		/* whoever found something, and nothing when called again at once, did find something */
+		{ "PPA.A...P", "--nnnnnn-" },
+	};
+
+	for (size_t i = 0; i < XPS_ARRAY_LEN(cases); i++) {
+		struct xps_stream_config config = config_of(4);
+		struct napper napper = { .script = cases[i].script };
+		struct xps_pool *pool = new_pool(1);
+		struct xps_stream *stream;
+
+		config.nap_ns = 200 * 1000 * 1000; /* long enough for the first two calls to come within two */
+		stream = new_stream(pool, &config, 1);
+		napper.base = (struct xps_reader){ .ops = &ops, .watches = &napper.watch, .n_watches = 1 };
+		napper.watch.watch.fd = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+		CHECK_EQ(xps_reader_attach_to(stream, 0, &napper.base), 0);
+		AWAIT(__atomic_load_n(&napper.calls, __ATOMIC_ACQUIRE) == strlen(napper.script));
+		CHECK(!strcmp(napper.napping, cases[i].napping));
+		xps_stream_free(stream);
+		close(napper.watch.watch.fd);
+		xps_pool_free(pool);
+	}
+}
+
 static void test_ends_of_all_lanes_at_once_are_one_end(void)
 {
 	const struct xps_stream_config config = config_of(8);
@@ -838,6 +903,7 @@ int main(void)
 	test_source_that_fails_is_told_by_the_first_who_says_why();
 	test_source_that_fails_after_the_end_is_not_told();
 	test_news_of_a_source_are_looked_at_though_the_lane_is_blocked();
+	test_naps_end_when_two_brought_nothing();
 	test_ends_of_all_lanes_at_once_are_one_end();
 	test_stop_while_lanes_end_returns_and_accounts_for_every_heap_and_packet();
 	test_pool_that_is_stopped_stops_every_lane_blocked_or_not();
