@@ -18,19 +18,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from . import _ethtool
+from . import _ethtool, _netlink
 
 _TIMEOUT_S: Final = 1.0
 #: No answer: there is no such interface, or no socket any more.
 _ERRORS: Final = (OSError, ValueError)
 
-_RTM_GETSTATS: Final = 94
-_RTM_NEWSTATS: Final = 92
-_NLM_F_REQUEST: Final = 1
+_GETSTATS: Final = 94  # RTM_GETSTATS
 _LINK_64: Final = 1  # IFLA_STATS_LINK_64
-_MESSAGE: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _STATS: Final = struct.Struct("=BxHII")  # struct if_stats_msg
-_ATTRIBUTE: Final = struct.Struct("=HH")
 
 #: Those of ``struct rtnl_link_stats64`` that count packets lost on their way in, and their places.
 #: The kernel's ``rx_errors`` is left out: it is the sum of others.
@@ -120,10 +116,7 @@ class Device:
         self._index = index
         self._process = os.getpid()
         # It stays in the namespace, wherever the thread goes that asks later.
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._socket.settimeout(_TIMEOUT_S)
+        self._socket = _netlink.connect(_netlink.NETLINK_ROUTE, _TIMEOUT_S)
         self._lock = threading.RLock()  # re-entrant for the sake of signals' handlers
         self._serial = itertools.count(1)
         self._places: dict[str, int] | None = None
@@ -174,18 +167,13 @@ class Device:
     # ---------------------------------------------------------- netlink
 
     def _ask_link(self) -> dict[str, int]:
-        serial = next(self._serial)
         body = _STATS.pack(socket.AF_UNSPEC, 0, self._index, 1 << (_LINK_64 - 1))
-        head = _MESSAGE.pack(_MESSAGE.size + len(body), _RTM_GETSTATS, _NLM_F_REQUEST, serial, 0)
+        question = _netlink.request(_GETSTATS, body, serial=next(self._serial))
         try:
-            self._socket.send(head + body)
-            while True:
-                answer = self._socket.recv(65536)
-                _, kind, _, number, _ = _MESSAGE.unpack_from(answer)
-                if number == serial:
-                    return _link_losses(answer) if kind == _RTM_NEWSTATS else {}
+            answers = _netlink.exchange(self._socket, question)
         except _ERRORS:
             return {}
+        return _link_losses(answers[0]) if answers else {}
 
     # ---------------------------------------------------------- ethtool
 
@@ -249,18 +237,10 @@ class Devices:
 
 
 def _link_losses(answer: bytes) -> dict[str, int]:
-    """Return the losses in an RTM_NEWSTATS message."""
-    at = _MESSAGE.size + _STATS.size
-    while at + _ATTRIBUTE.size <= len(answer):
-        length, kind = _ATTRIBUTE.unpack_from(answer, at)
-        if length < _ATTRIBUTE.size:
-            break
-        if kind == _LINK_64:
-            n = (length - _ATTRIBUTE.size) // 8
-            values = struct.unpack_from(f"={n}Q", answer, at + _ATTRIBUTE.size)
-            return {name: values[i] for name, i in LINK_LOSSES.items() if i < n}
-        at += (length + 3) & ~3
-    return {}
+    """Return the losses in an RTM_NEWSTATS message, without its header."""
+    packed = _netlink.attributes(answer[_STATS.size :]).get(_LINK_64, b"")
+    values = struct.unpack_from(f"={len(packed) // 8}Q", packed)
+    return {name: values[i] for name, i in LINK_LOSSES.items() if i < len(values)}
 
 
 def _since(

@@ -1,4 +1,4 @@
-"""What drivers are asked by SIOCETHTOOL: names, statistics, hashes, pauses, receive-flow rules.
+"""What drivers are asked by SIOCETHTOOL: names, queues, statistics, hashes, receive-flow rules.
 
 Layouts and numbers are those of ``linux/ethtool.h``. Nothing here needs a privilege but the
 requests that :meth:`FlowRule.request` and :func:`delete_request` make, which others send.
@@ -12,7 +12,7 @@ import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 _SIOCETHTOOL: Final = 0x8946
 _GDRVINFO: Final = 0x03
@@ -28,6 +28,7 @@ _SRXCLSRLDEL: Final = 0x31
 _SRXCLSRLINS: Final = 0x32
 _GSSET_INFO: Final = 0x37
 _GRXFHINDIR: Final = 0x38
+_GCHANNELS: Final = 0x3C
 
 _DRVINFO_SIZE: Final = 196
 _DRIVER: Final = slice(4, 36)
@@ -106,6 +107,20 @@ def statistic_values(interface: str, n: int, sock: socket.socket) -> tuple[int, 
     answer = _ioctl(interface, struct.pack("=II", _GSTATS, n) + bytes(n * 8), sock)
     (found,) = struct.unpack_from("=I", answer, 4)
     return struct.unpack_from(f"={min(found, n)}Q", answer, 8)
+
+
+#: struct ethtool_channels: cmd; the most there can be: rx, tx, other, combined; and how many are.
+_CHANNELS: Final = struct.Struct("=I4I4I")
+
+
+def queues_in_use(interface: str, direction: Literal["rx", "tx"]) -> int:
+    """Return how many queues an interface receives with, or transmits; 0 if it does not tell."""
+    try:
+        answer = _ioctl(interface, _CHANNELS.pack(_GCHANNELS, *bytes(8)))
+    except OSError:
+        return 0
+    rx, tx, _, combined = _CHANNELS.unpack(answer)[5:]
+    return int(combined + (rx if direction == "rx" else tx))
 
 
 def ntuple_is_on(interface: str) -> bool:
