@@ -5,7 +5,6 @@ The numbers are those of the whole interface, whoever the packets were for.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import itertools
 import os
@@ -14,11 +13,12 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, Protocol
 
 from . import _ethtool, _netlink
+from ._device_stats import DeviceStats
 
 _TIMEOUT_S: Final = 1.0
 #: No answer: there is no such interface, or no socket any more.
@@ -61,37 +61,6 @@ DRIVER_LOSSES: Final[tuple[tuple[str, str], ...]] = (
     ("virtio_net", r"rx(_queue_)?\d+_drops|rx\d*_hw_drops"),
 )
 _DRIVER_LOSS: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in DRIVER_LOSSES))
-
-
-@dataclass(frozen=True)
-class DeviceStats:
-    """What one network interface lost since a stream began to read it.
-
-    Not only this stream's packets are in it, but those of all who use the interface.
-
-    Attributes
-    ----------
-    interface : str
-        Its name.
-    driver : str
-        Its driver, empty if it does not say.
-    link : dict of str to int
-        The losses that the kernel counts for every interface, as ``ip -s -s link`` shows them.
-    ethtool : dict of str to int
-        The counters of losses that the driver has, as ``ethtool -S`` shows them. They may count
-        the same packets again, for each queue or under the name that the manufacturer gives it.
-    passed : dict of str to int
-        No losses: packets that our program left to the kernel because they are for no reader.
-        ``"unparsed"``: they may be IP, but have more than two VLAN tags, or headers that are cut
-        short or contradict themselves. ``"others"``: all else, for other ports, addresses and
-        protocols.
-    """
-
-    interface: str
-    driver: str
-    link: dict[str, int]
-    ethtool: dict[str, int]
-    passed: dict[str, int] = field(default_factory=dict)
 
 
 class Program(Protocol):
@@ -197,43 +166,6 @@ class Device:
         except _ERRORS:
             return {}
         return {name: values[i] for name, i in self._places.items() if i < len(values)}
-
-
-class Devices:
-    """The interfaces of a stream."""
-
-    def __init__(self) -> None:
-        self._devices: dict[tuple[int, int], Device] = {}
-
-    @contextlib.contextmanager
-    def adding(self, namespace: int, index: int, name: str, driver: str) -> Iterator[None]:
-        """Count what an interface loses from now on, unless the body fails.
-
-        It is one of the calling thread's network namespace.
-        """
-        key = namespace, index
-        if key in self._devices:
-            yield
-            return
-        self._devices[key] = Device(index, name, driver)
-        try:
-            yield
-        except BaseException:
-            self._devices.pop(key).close()
-            raise
-
-    def watch(self, namespace: int, index: int, program: Program) -> None:
-        """Count what the program of an interface that has been added passes to the kernel."""
-        self._devices[namespace, index].watch(program)
-
-    def read(self) -> tuple[DeviceStats, ...]:
-        """Return what each lost since it was added."""
-        return tuple(device.read() for device in list(self._devices.values()))
-
-    def close(self) -> None:
-        """Ask them no more."""
-        for device in list(self._devices.values()):
-            device.close()
 
 
 def _link_losses(answer: bytes) -> dict[str, int]:
