@@ -66,7 +66,8 @@ class Owner:
     stream_id : int
         Its number, if the user gave it one.
     settings : contextlib.ExitStack
-        What its readers have changed about interfaces, to be closed when it has stopped.
+        What its readers have changed about interfaces, and the ports that they use, to be closed
+        when it has stopped.
     devices : Devices
         The interfaces, and what they have lost.
     """

@@ -442,10 +442,6 @@ class _Stream:
         self._core.stop()
         self._xdp_owner.devices.read()
         self._xdp_owner.close()
-        if any(reader.transport == "udp_xdp" for reader in self._readers):
-            from . import _xdp
-
-            _xdp.release_ports()
 
     @property
     def readers(self) -> list[ReaderInfo]:

@@ -247,6 +247,8 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
                 config.busy_poll_budget if config.busy_poll else 0,
             )
         if obtained is not None:
+            # Who stops the stream may do so at interpreter exit, and can import nothing then.
+            owner.settings.callback(release_ports)
             if obtained.busy_poll is not False:
                 from ._napi import defer_interrupts
 
