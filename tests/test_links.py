@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
-from target import OURS
+from target import OURS, recv
 
 pytestmark = [pytest.mark.ours, pytest.mark.xdp]
 
@@ -122,6 +122,16 @@ def test_queues_in_use_are_those_that_ethtool_finds(lab):
 
 def test_interface_whose_driver_does_not_tell_has_no_queues_in_use(lab):
     assert _ethtool.queues_in_use("lo", "rx") == 0
+
+
+def test_kernel_that_may_not_be_asked_is_an_error_that_says_how_to_mend_it(lab, monkeypatch):
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(_netlink, "connect", refuse)
+    with pytest.raises(recv.XdpError, match=r"not supported.*allow AF_NETLINK") as caught:
+        lab.receiver(buffer_size=1 << 20)
+    assert (caught.value.errno, caught.value.step) == (errno.EAFNOSUPPORT, "ask netlink")
 
 
 def test_answer_that_is_cut_anywhere_is_refused_or_understood(lab):
