@@ -9,6 +9,11 @@ bool xps_has_pcap(void)
 	return false;
 }
 
+int xps_load_pcap(struct xps_fail *fail)
+{
+	return xps_fail_set(fail, ENOSYS, "load libpcap", "this build of xdpspead cannot read capture files");
+}
+
 bool xps_has_gzip(void)
 {
 	return false;

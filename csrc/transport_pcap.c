@@ -15,7 +15,6 @@
  * Threads: a capture is opened, and read up to its first packet, by the user's thread. From then on it is the worker's.
  */
 #include <errno.h>
-#include <pcap/pcap.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +22,7 @@
 #include "decompress.h"
 #include "fragment.h"
 #include "frame.h"
+#include "pcap_library.h"
 #include "stats.h"
 #include "transport.h"
 
@@ -42,6 +42,7 @@
 struct pcap_reader {
 	struct xps_reader base;
 	struct xps_decompress *source;
+	struct xps_pcap_library libpcap;
 	pcap_t *pcap;
 	enum xps_link link;
 	bool has_filter;
@@ -72,6 +73,13 @@ bool xps_has_pcap(void)
 	return true;
 }
 
+int xps_load_pcap(struct xps_fail *fail)
+{
+	struct xps_pcap_library libpcap;
+
+	return xps_pcap_library_load(&libpcap, fail);
+}
+
 /* ---------------------------------------------------------------- one packet */
 
 static void lose(struct pcap_reader *p, enum xps_stat stat, uint64_t n)
@@ -90,7 +98,7 @@ static void lose_fragments(struct pcap_reader *p)
 static bool read_packet(struct pcap_reader *p)
 {
 	if (!p->read_ahead)
-		p->result = pcap_next_ex(p->pcap, &p->header, &p->data);
+		p->result = p->libpcap.next_ex(p->pcap, &p->header, &p->data);
 	p->read_ahead = false;
 	if (p->result != 1)
 		return false;
@@ -141,7 +149,7 @@ static bool view_packet(struct pcap_reader *p)
 	struct xps_frame frame;
 	enum xps_frame_verdict verdict;
 
-	if (p->has_filter && !pcap_offline_filter(&p->filter, p->header, p->data)) {
+	if (p->has_filter && !p->libpcap.offline_filter(&p->filter, p->header, p->data)) {
 		lose(p, XPS_STAT_PCAP_FILTERED, 1);
 		return false;
 	}
@@ -235,9 +243,9 @@ static enum xps_poll capture_poll(struct xps_reader *reader)
 static void free_reader(struct pcap_reader *p)
 {
 	if (p->has_filter)
-		pcap_freecode(&p->filter);
+		p->libpcap.freecode(&p->filter);
 	if (p->pcap)
-		pcap_close(p->pcap); /* and its FILE */
+		p->libpcap.close(p->pcap); /* and its FILE */
 	xps_decompress_free(p->source);
 	xps_fragments_free(p->fragments);
 	free(p);
@@ -284,7 +292,7 @@ static void warn_of_damage(struct pcap_reader *p)
 	char text[512];
 
 	snprintf(text, sizeof(text), "capture file %s: only the first %llu packets could be read: %s", p->name,
-		 (unsigned long long)p->n_read, damage ? damage : pcap_geterr(p->pcap));
+		 (unsigned long long)p->n_read, damage ? damage : p->libpcap.geterr(p->pcap));
 	xps_reader_tell(&p->base, XPS_LOG_WARNING, text);
 }
 
@@ -316,8 +324,8 @@ static int choose_link(struct pcap_reader *p, const char *filename, struct xps_f
 		{ DLT_IPV6, XPS_LINK_RAW },        { DLT_NULL, XPS_LINK_NULL },       { DLT_LOOP, XPS_LINK_NULL },
 		{ DLT_LINUX_SLL, XPS_LINK_SLL },   { DLT_LINUX_SLL2, XPS_LINK_SLL2 },
 	};
-	const int type = pcap_datalink(p->pcap);
-	const char *description = pcap_datalink_val_to_description(type);
+	const int type = p->libpcap.datalink(p->pcap);
+	const char *description = p->libpcap.datalink_val_to_description(type);
 
 	for (size_t i = 0; i < XPS_ARRAY_LEN(links); i++) {
 		if (links[i].type == type) {
@@ -339,7 +347,7 @@ static int open_pcap(struct pcap_reader *p, const char *filename, struct xps_fai
 
 	if (!file)
 		return xps_fail_set(fail, ENOMEM, "read capture file", "no memory");
-	p->pcap = pcap_fopen_offline(file, text);
+	p->pcap = p->libpcap.fopen_offline(file, text);
 	if (p->pcap)
 		return 0;
 	fclose(file);
@@ -352,9 +360,9 @@ static int compile_filter(struct pcap_reader *p, const char *filter, struct xps_
 {
 	if (!filter[0])
 		return 0;
-	if (pcap_compile(p->pcap, &p->filter, filter, 1, PCAP_NETMASK_UNKNOWN) < 0)
+	if (p->libpcap.compile(p->pcap, &p->filter, filter, 1, PCAP_NETMASK_UNKNOWN) < 0)
 		return xps_fail_set(fail, EINVAL, "compile filter", "'%s': %s (see pcap-filter(7))", filter,
-				    pcap_geterr(p->pcap));
+				    p->libpcap.geterr(p->pcap));
 	p->has_filter = true;
 	return 0;
 }
@@ -365,12 +373,12 @@ static int compile_filter(struct pcap_reader *p, const char *filter, struct xps_
  */
 static int read_ahead(struct pcap_reader *p, const char *filename, struct xps_fail *fail)
 {
-	p->result = pcap_next_ex(p->pcap, &p->header, &p->data);
+	p->result = p->libpcap.next_ex(p->pcap, &p->header, &p->data);
 	p->read_ahead = true;
-	if (p->result != PCAP_ERROR || xps_decompress_damage(p->source) || feof(pcap_file(p->pcap)))
+	if (p->result != PCAP_ERROR || xps_decompress_damage(p->source) || feof(p->libpcap.file(p->pcap)))
 		return 0;
 	return xps_fail_set(fail, EINVAL, "read capture file", "%s: libpcap cannot read it: %s", filename,
-			    pcap_geterr(p->pcap));
+			    p->libpcap.geterr(p->pcap));
 }
 
 static void set_name(struct pcap_reader *p, const char *filename)
@@ -394,7 +402,9 @@ static int open_reader(struct pcap_reader *p, const char *filename, const char *
 	p->source = xps_decompress_new(filename, fail);
 	if (!p->source)
 		return -fail->err;
-	err = open_pcap(p, filename, fail);
+	err = xps_pcap_library_load(&p->libpcap, fail);
+	if (!err)
+		err = open_pcap(p, filename, fail);
 	if (!err)
 		err = choose_link(p, filename, fail);
 	if (!err)

@@ -37,6 +37,8 @@ bool xps_has_pcap(void);
 bool xps_has_gzip(void);
 /* and those that Zstandard did (libzstd). */
 bool xps_has_zstd(void);
+/* Load libpcap, as opening the first capture file does. Fails with ENOSYS if it is not there. */
+int xps_load_pcap(struct xps_fail *fail);
 
 /* ---------------------------------------------------------------- log */
 

@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import wire
-from pyroute2 import Ethtool, IPRoute  # noqa: F401 (AF_XDP readers take long to import it)
 from target import DEADLINE, drain, in_thread, new_stream, next_heap, recv, sp, take, wait_for
 
 __all__ = [

@@ -8,6 +8,7 @@ import gzip
 import itertools
 import os
 import random
+import re
 import shutil
 import socket
 import struct
@@ -1208,3 +1209,64 @@ def test_fragments_that_the_kernel_made(tmp_path):
     assert counts(drain(stream)) == list(range(10))
     stream.stop()
     assert losses(stream.stats) == {"joined": 50}
+
+
+# ------------------------------------------------------------------ libpcap
+
+#: Plays a machine without libpcap.
+_WITHOUT_LIBPCAP = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <string.h>
+void *dlopen(const char *name, int flags)
+{
+	void *(*next)(const char *, int) = (void *(*)(const char *, int))dlsym(RTLD_NEXT, "dlopen");
+	return next(name && strstr(name, "libpcap.so") ? "none.so" : name, flags);
+}
+"""
+
+_TELL = """
+import errno, sys, xdpspead, xdpspead.recv
+def is_loaded():
+    return "/libpcap.so" in open("/proc/self/maps").read()
+loaded = [is_loaded()]
+try:
+    xdpspead.recv.Stream(xdpspead.ThreadPool()).add_udp_pcap_file_reader(sys.argv[1])
+except OSError as error:
+    print(errno.errorcode[error.errno], error)
+loaded.append(is_loaded())
+print(loaded)
+print(repr(xdpspead.features.pcap), bool(xdpspead.features.pcap_gzip))
+"""
+
+
+def tell(capture: Path, **variables: str) -> list[str]:
+    """Return the lines that a process prints that opens the file."""
+    command = [sys.executable, "-P", "-c", _TELL, str(capture)]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def some_file(tmp_path: Path) -> Path:
+    scapy.wrpcap(str(tmp_path / "some.pcap"), [scapy.Ether() / ip4(stop_packet(1))])
+    return tmp_path / "some.pcap"
+
+
+@pytest.mark.ours
+def test_libpcap_is_loaded_with_the_first_file_and_not_before(some_file):
+    assert tell(some_file)[0] == "[False, True]"
+
+
+@pytest.mark.ours
+def test_without_libpcap_the_error_and_the_features_say_what_to_install(some_file, tmp_path):
+    (tmp_path / "shim.c").write_text(_WITHOUT_LIBPCAP)
+    shim = tmp_path / "shim.so"
+    command = ["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"]
+    subprocess.run(command, check=True)
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {shim}".strip()
+    error, loaded, features = tell(some_file, LD_PRELOAD=preloaded)
+    assert re.match(r"ENOSYS load libpcap: .*none\.so.*apt install libpcap0\.8", error)
+    assert loaded == "[False, False]"
+    assert re.search(r"available=False.*missing now.*apt install libpcap0\.8.* False$", features)

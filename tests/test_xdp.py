@@ -33,6 +33,7 @@ from target import (
     recv,
     refusals,
     settled,
+    sp,
     stats_of,
     take,
     wait_for,
@@ -1310,6 +1311,23 @@ def test_reader_needs_a_configuration_object():
 def test_importing_the_package_does_without_asyncio_which_takes_memory():
     code = "import sys, xdpspead.recv, xdpspead.send; sys.exit('asyncio' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_importing_the_package_leaves_out_what_few_programs_need():
+    code = "import sys, xdpspead.recv; print(*sys.modules)"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rare = {f"xdpspead.{name}" for name in ("_features", "recv._ledger", "recv._xdp", "_device")}
+    assert "xdpspead.recv._stream" in done.stdout.split()
+    assert not rare & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", [sp, recv])
+def test_names_that_are_imported_when_they_are_asked_for_are_listed(module):
+    for name in module.__all__:
+        assert name in dir(module)
+        assert getattr(module, name) is not None
+    assert not hasattr(module, "Nonsense")
 
 
 def test_importing_the_package_needs_no_privilege_and_no_netlink():

@@ -4,11 +4,10 @@ The names are those of spead2 4.x, so that ``import xdpspead as spead2`` is all 
 receiving code needs. Receiving itself is in :mod:`xdpspead.recv`.
 """
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._descriptor import Descriptor, RawDescriptor
 from ._errors import Empty, Full, Stopped, TransportError
-from ._features import features
 from ._flavour import Flavour
 from ._inproc import InprocQueue
 from ._items import Item, ItemGroup, parse_range_list
@@ -40,6 +39,22 @@ from ._protocol import (
     STREAM_CTRL_ID,
 )
 from ._threads import ThreadPool
+
+if TYPE_CHECKING:
+    from ._features import features
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import what few programs ask for, and what takes memory, when it is asked for."""
+        if name != "features":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._features import features
+
+        return features
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 # Addresses or host names and ports; the name is that of spead2's stubs.
 _EndpointList: TypeAlias = list[tuple[str, int]]  # noqa: PYI047

@@ -89,13 +89,15 @@ def resolve(host: str, family: int = socket.AF_UNSPEC) -> tuple[int, str]:
     TransportError
         If there is none.
     """
+    # Text it would have encoded by IDNA, whose tables take half a MiB.
+    name = host.encode() if host.isascii() else host
     try:
-        found = socket.getaddrinfo(host, None, family, socket.SOCK_DGRAM)
+        found = socket.getaddrinfo(name, None, family, socket.SOCK_DGRAM)
     except OSError as error:
         raise TransportError(error.errno or 0, f"resolve: {host!r}: {error}", "resolve") from None
-    name = found[0][4]
-    zone = f"%{name[3]}" if len(name) == 4 and name[3] else ""
-    return found[0][0], f"{name[0]!s}{zone}"
+    address = found[0][4]
+    zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""
+    return found[0][0], f"{address[0]!s}{zone}"
 
 
 def is_multicast(address: str) -> bool:

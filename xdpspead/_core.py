@@ -78,6 +78,20 @@ def has_pcap() -> bool:
     return bool(lib.xps_has_pcap())
 
 
+def load_pcap() -> None:
+    """Load libpcap, which is not there before the first capture file is opened.
+
+    Raises
+    ------
+    TransportError
+        ENOSYS if it cannot be had.
+    """
+    fail = ffi.new("struct xps_fail *")
+    code = lib.xps_load_pcap(fail)
+    if code < 0:
+        _raise(code, fail)
+
+
 def has_gzip() -> bool:
     """Whether this build can read capture files that gzip compressed."""
     return bool(lib.xps_has_gzip())

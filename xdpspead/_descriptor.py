@@ -6,6 +6,8 @@ bytes that anyone on the network can send, so everything here is bounded: a desc
 claims too much is a ValueError, and no claim is ever turned into an allocation.
 """
 
+from __future__ import annotations
+
 import ast
 import logging
 import operator
@@ -13,13 +15,15 @@ import re
 import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from . import _protocol as proto
 from ._flavour import Flavour
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _logger = logging.getLogger("xdpspead")
 

@@ -5,7 +5,6 @@ The numbers are those of the whole interface, whoever the packets were for.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import itertools
 import os
@@ -14,23 +13,20 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, Protocol
 
-from . import _ethtool
+from . import _ethtool, _netlink
+from ._device_stats import DeviceStats
 
 _TIMEOUT_S: Final = 1.0
 #: No answer: there is no such interface, or no socket any more.
 _ERRORS: Final = (OSError, ValueError)
 
-_RTM_GETSTATS: Final = 94
-_RTM_NEWSTATS: Final = 92
-_NLM_F_REQUEST: Final = 1
+_GETSTATS: Final = 94  # RTM_GETSTATS
 _LINK_64: Final = 1  # IFLA_STATS_LINK_64
-_MESSAGE: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _STATS: Final = struct.Struct("=BxHII")  # struct if_stats_msg
-_ATTRIBUTE: Final = struct.Struct("=HH")
 
 #: Those of ``struct rtnl_link_stats64`` that count packets lost on their way in, and their places.
 #: The kernel's ``rx_errors`` is left out: it is the sum of others.
@@ -67,37 +63,6 @@ DRIVER_LOSSES: Final[tuple[tuple[str, str], ...]] = (
 _DRIVER_LOSS: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in DRIVER_LOSSES))
 
 
-@dataclass(frozen=True)
-class DeviceStats:
-    """What one network interface lost since a stream began to read it.
-
-    Not only this stream's packets are in it, but those of all who use the interface.
-
-    Attributes
-    ----------
-    interface : str
-        Its name.
-    driver : str
-        Its driver, empty if it does not say.
-    link : dict of str to int
-        The losses that the kernel counts for every interface, as ``ip -s -s link`` shows them.
-    ethtool : dict of str to int
-        The counters of losses that the driver has, as ``ethtool -S`` shows them. They may count
-        the same packets again, for each queue or under the name that the manufacturer gives it.
-    passed : dict of str to int
-        No losses: packets that our program left to the kernel because they are for no reader.
-        ``"unparsed"``: they may be IP, but have more than two VLAN tags, or headers that are cut
-        short or contradict themselves. ``"others"``: all else, for other ports, addresses and
-        protocols.
-    """
-
-    interface: str
-    driver: str
-    link: dict[str, int]
-    ethtool: dict[str, int]
-    passed: dict[str, int] = field(default_factory=dict)
-
-
 class Program(Protocol):
     """What counts the packets of an interface that are for nobody here."""
 
@@ -120,10 +85,7 @@ class Device:
         self._index = index
         self._process = os.getpid()
         # It stays in the namespace, wherever the thread goes that asks later.
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._socket.settimeout(_TIMEOUT_S)
+        self._socket = _netlink.connect(_netlink.NETLINK_ROUTE, _TIMEOUT_S)
         self._lock = threading.RLock()  # re-entrant for the sake of signals' handlers
         self._serial = itertools.count(1)
         self._places: dict[str, int] | None = None
@@ -174,18 +136,13 @@ class Device:
     # ---------------------------------------------------------- netlink
 
     def _ask_link(self) -> dict[str, int]:
-        serial = next(self._serial)
         body = _STATS.pack(socket.AF_UNSPEC, 0, self._index, 1 << (_LINK_64 - 1))
-        head = _MESSAGE.pack(_MESSAGE.size + len(body), _RTM_GETSTATS, _NLM_F_REQUEST, serial, 0)
+        question = _netlink.request(_GETSTATS, body, serial=next(self._serial))
         try:
-            self._socket.send(head + body)
-            while True:
-                answer = self._socket.recv(65536)
-                _, kind, _, number, _ = _MESSAGE.unpack_from(answer)
-                if number == serial:
-                    return _link_losses(answer) if kind == _RTM_NEWSTATS else {}
+            answers = _netlink.exchange(self._socket, question)
         except _ERRORS:
             return {}
+        return _link_losses(answers[0]) if answers else {}
 
     # ---------------------------------------------------------- ethtool
 
@@ -211,56 +168,11 @@ class Device:
         return {name: values[i] for name, i in self._places.items() if i < len(values)}
 
 
-class Devices:
-    """The interfaces of a stream."""
-
-    def __init__(self) -> None:
-        self._devices: dict[tuple[int, int], Device] = {}
-
-    @contextlib.contextmanager
-    def adding(self, namespace: int, index: int, name: str, driver: str) -> Iterator[None]:
-        """Count what an interface loses from now on, unless the body fails.
-
-        It is one of the calling thread's network namespace.
-        """
-        key = namespace, index
-        if key in self._devices:
-            yield
-            return
-        self._devices[key] = Device(index, name, driver)
-        try:
-            yield
-        except BaseException:
-            self._devices.pop(key).close()
-            raise
-
-    def watch(self, namespace: int, index: int, program: Program) -> None:
-        """Count what the program of an interface that has been added passes to the kernel."""
-        self._devices[namespace, index].watch(program)
-
-    def read(self) -> tuple[DeviceStats, ...]:
-        """Return what each lost since it was added."""
-        return tuple(device.read() for device in list(self._devices.values()))
-
-    def close(self) -> None:
-        """Ask them no more."""
-        for device in list(self._devices.values()):
-            device.close()
-
-
 def _link_losses(answer: bytes) -> dict[str, int]:
-    """Return the losses in an RTM_NEWSTATS message."""
-    at = _MESSAGE.size + _STATS.size
-    while at + _ATTRIBUTE.size <= len(answer):
-        length, kind = _ATTRIBUTE.unpack_from(answer, at)
-        if length < _ATTRIBUTE.size:
-            break
-        if kind == _LINK_64:
-            n = (length - _ATTRIBUTE.size) // 8
-            values = struct.unpack_from(f"={n}Q", answer, at + _ATTRIBUTE.size)
-            return {name: values[i] for name, i in LINK_LOSSES.items() if i < n}
-        at += (length + 3) & ~3
-    return {}
+    """Return the losses in an RTM_NEWSTATS message, without its header."""
+    packed = _netlink.attributes(answer[_STATS.size :]).get(_LINK_64, b"")
+    values = struct.unpack_from(f"={len(packed) // 8}Q", packed)
+    return {name: values[i] for name, i in LINK_LOSSES.items() if i < len(values)}
 
 
 def _since(

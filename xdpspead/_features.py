@@ -304,9 +304,27 @@ def _build_has_library(name: str) -> bool:
     ]()
 
 
+def _libpcap_is_there() -> bool:
+    from xdpspead import _core
+
+    try:
+        _core.load_pcap()
+    except OSError:
+        return False
+    return True
+
+
 def _library(name: str, purpose: str, debian: str, fedora: str) -> Feature:
     if _build_has_library(name):
-        return Feature(name, True, f"built to read {purpose}")
+        detail = f"built to read {purpose}"
+        if _libpcap_is_there():
+            return Feature(name, True, detail)
+        return Feature(
+            name,
+            False,
+            f"{detail}, but libpcap is missing now",
+            "Install it (Debian, Ubuntu: apt install libpcap0.8; Fedora: dnf install libpcap).",
+        )
     missing = "libpcap" if name != "pcap" and not _build_has_library("pcap") else fedora
     packages = {"libpcap-dev": "libpcap-devel"} if missing == "libpcap" else {}
     packages[f"{debian}-dev"] = f"{fedora}-devel"

@@ -5,19 +5,23 @@ that came before costs one look-up of its bytes, and an item knows how to decode
 `_values`). Neither a group nor an item is safe to use from several threads at once.
 """
 
+from __future__ import annotations
+
 import logging
 import numbers
 import operator
 from collections.abc import ItemsView, KeysView, Sequence, ValuesView
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ._descriptor import Descriptor, parse_packets
 from ._flavour import Flavour
 from ._protocol import STREAM_CTRL_ID, UNRESERVED_ID
 from ._values import AddressedDecoder, ImmediateDecoder, encode, make_decoders
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _logger = logging.getLogger("xdpspead")
 

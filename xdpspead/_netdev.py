@@ -1,28 +1,20 @@
 """Questions to the kernel's generic netlink family "netdev" (``linux/netdev.h``), Linux 6.3.
 
-Messages are made and read here, and not by pyroute2, which does not know this family.
+pyroute2 does not know this family.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-_NETLINK_GENERIC: Final = 16
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x001, 0x004, 0x300
-_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
+from . import _netlink
+
 _GENERIC: Final = struct.Struct("=BBH")  # struct genlmsghdr
-_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
-_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-_TIMEOUT_S: Final = 5.0
-_MAX_MESSAGE: Final = 1 << 16
 
 _CONTROL: Final = 16  # GENL_ID_CTRL
 _CTRL_CMD_GETFAMILY: Final = 3
@@ -40,34 +32,8 @@ _Answer: TypeAlias = dict[int, bytes]
 
 
 def _message(family: int, command: int, attributes: Mapping[int, bytes], *, dump: bool) -> bytes:
-    body = _GENERIC.pack(command, 1, 0)
-    for kind, value in attributes.items():
-        packed = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
-        body += packed + b"\0" * (-len(packed) % 4)
-    flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else _NLM_F_ACK)
-    return _HEADER.pack(_HEADER.size + len(body), family, flags, 1, 0) + body
-
-
-def _attributes(data: bytes) -> _Answer:
-    found = {}
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
-    return found
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size:
-            break
-        yield kind, data[at + _HEADER.size : at + length]
-        at += (length + 3) & ~3
+    body = _GENERIC.pack(command, 1, 0) + _netlink.pack(attributes)
+    return _netlink.request(family, body, dump=dump)
 
 
 def ask(message: bytes) -> list[_Answer]:
@@ -78,18 +44,8 @@ def ask(message: bytes) -> list[_Answer]:
     OSError
         What the kernel says.
     """
-    answers: list[_Answer] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as sock:
-        sock.settimeout(_TIMEOUT_S)
-        sock.send(message)
-        while True:
-            for kind, body in _messages(sock.recv(_MAX_MESSAGE)):
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    number = -struct.unpack_from("=i", body)[0]
-                    if number:
-                        raise OSError(number, os.strerror(number))
-                    return answers
-                answers.append(_attributes(body[_GENERIC.size :]))
+    answers = _netlink.ask(_netlink.NETLINK_GENERIC, message)
+    return [_netlink.attributes(answer[_GENERIC.size :]) for answer in answers]
 
 
 def _family() -> int:

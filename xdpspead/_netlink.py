@@ -1,89 +1,152 @@
-"""Questions to the kernel, asked through pyroute2."""
+"""Messages of netlink: made, exchanged with the kernel, and read (``linux/netlink.h``).
+
+pyroute2 does that too, and much more, but takes 14 MiB of memory that a process which only receives
+would never get rid of again. What the families of netlink mean is not known here.
+
+Nothing that is read is trusted: what is cut short, or claims to be longer than there are bytes,
+ends the reading, and what was complete before it counts.
+"""
 
 from __future__ import annotations
 
-import functools
-import sys
-import threading
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+NETLINK_ROUTE: Final = 0
+NETLINK_GENERIC: Final = 16
+
+_ERROR, _DONE = 2, 3  # NLMSG_*
+_REQUEST, _ACK, _DUMP = 0x001, 0x004, 0x300  # NLM_F_*
+_DUMP_INTERRUPTED: Final = 0x10  # NLM_F_DUMP_INTR
+_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
+_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_RESULT: Final = struct.Struct("=i")
+
+_KERNEL: Final = 0  # port of who answers
+_TIMEOUT_S: Final = 5.0
+_MAX_ANSWER: Final = 1 << 16
+#: How often a list is asked for that changes while the kernel tells it.
+_ATTEMPTS: Final = 8
 
 
-def outside_event_loops(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make a function that uses pyroute2 callable from coroutines.
+class Message(NamedTuple):
+    """A message, without its header."""
 
-    pyroute2 runs an event loop of its own, and there cannot be two in one thread. So where one is
-    running the function is called in another thread, which is in the same network namespace.
+    kind: int
+    flags: int
+    serial: int
+    body: bytes
+
+
+# ------------------------------------------------------------------ bytes
+
+
+def pack(attributes: Mapping[int, bytes]) -> bytes:
+    """Return attributes as they stand in a message."""
+    packed = bytearray()
+    for kind, value in attributes.items():
+        packed += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
+        packed += bytes(-len(value) % 4)
+    return bytes(packed)
+
+
+def request(kind: int, body: bytes, *, dump: bool = False, serial: int = 1) -> bytes:
+    """Return a message that asks for one thing and an acknowledgement; for all with `dump`."""
+    flags = _REQUEST | (_DUMP if dump else _ACK)
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, serial, 0) + body
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Return the attributes in bytes, by kind; of several of one kind the last."""
+    found = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if not _ATTRIBUTE.size <= length <= len(data) - at:
+            break
+        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def messages(data: bytes) -> Iterator[Message]:
+    """Yield the messages in what was received at once."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, flags, serial, _ = _HEADER.unpack_from(data, at)
+        if not _HEADER.size <= length <= len(data) - at:
+            break
+        yield Message(kind, flags, serial, data[at + _HEADER.size : at + length])
+        at += (length + 3) & ~3
+
+
+# ------------------------------------------------------------------ the kernel
+
+
+def connect(protocol: int, timeout_s: float = _TIMEOUT_S) -> socket.socket:
+    """Return a socket of a protocol, in the network namespace of the calling thread."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    sock.settimeout(timeout_s)
+    return sock
+
+
+def exchange(sock: socket.socket, message: bytes) -> list[bytes]:
+    """Send a request, and return the bodies of the answers.
+
+    Raises
+    ------
+    OSError
+        What the kernel says; TimeoutError if it says nothing for as long as the socket waits.
     """
-
-    @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        # Called outside of any handler: an error that it keeps would keep our callers' frames.
-        if _runs_event_loop():
-            return _call_in_thread(lambda: function(*args, **kwargs))
-        return function(*args, **kwargs)
-
-    return call
+    for _ in range(_ATTEMPTS):
+        answers, complete = _exchange(sock, message)
+        if complete:
+            return answers
+    raise OSError(errno.EINTR, "the list that the kernel was asked for changes all the time")
 
 
-def _runs_event_loop() -> bool:
-    """Return whether an event loop runs in this thread.
-
-    Where asyncio was not imported there is none, and it is not imported to find that out: it takes
-    more than 6 MiB, which streams that nobody awaits do without.
-    """
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return False
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _call_in_thread(function: Callable[[], _R]) -> _R:
-    results: list[_R] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # noqa: BLE001 (raised again by the caller's thread)
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="xdpspead-netlink")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+def _exchange(sock: socket.socket, message: bytes) -> tuple[list[bytes], bool]:
+    """Return the answers, and whether nothing changed while they were told."""
+    (wanted,) = messages(message)
+    sock.send(message)
+    answers: list[bytes] = []
+    complete = True
+    while True:
+        for answer in messages(_receive(sock)):
+            if answer.serial != wanted.serial:  # of an earlier request, that nobody waited for
+                continue
+            complete = complete and not answer.flags & _DUMP_INTERRUPTED
+            if answer.kind in (_ERROR, _DONE):
+                _check(answer.body)
+                return answers, complete
+            answers.append(answer.body)
 
 
-def queues_in_use(name: str, link: Any, direction: str) -> int:
-    """Return how many queues of an interface are in use, or there are if the driver won't say.
+def _receive(sock: socket.socket) -> bytes:
+    while True:
+        data, _, flags, (port, _) = sock.recvmsg(_MAX_ANSWER)
+        if port != _KERNEL:  # a process may write to another's socket
+            continue
+        if flags & socket.MSG_TRUNC:
+            raise OSError(errno.EMSGSIZE, f"the kernel's answer is longer than {_MAX_ANSWER} bytes")
+        return data
 
-    Parameters
-    ----------
-    name : str
-        Name of the interface.
-    link : pyroute2 message
-        What netlink says of it.
-    direction : {"rx", "tx"}
-        Those that receive, or those that transmit.
-    """
-    from pyroute2 import Ethtool
 
-    try:
-        with Ethtool() as ethtool:
-            channels = ethtool.get_channels(name)
-    except Exception:  # noqa: BLE001 (pyroute2 raises many; it is a refinement only)
-        channels = None
-    if channels is not None:
-        n = int(channels.combined_count or 0) + int(getattr(channels, f"{direction}_count") or 0)
-        if n:
-            return n
-    return int(link.get(f"IFLA_NUM_{direction.upper()}_QUEUES") or 1)
+def _check(body: bytes) -> None:
+    """Raise what the end of the answers says."""
+    if len(body) < _RESULT.size:
+        raise OSError(errno.EBADMSG, "the kernel's answer to netlink ends without a result")
+    number = -_RESULT.unpack_from(body)[0]
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def ask(protocol: int, message: bytes) -> list[bytes]:
+    """Do as :func:`exchange`, with a socket for this once."""
+    with connect(protocol) as sock:
+        return exchange(sock, message)

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from ._addresses import is_multicast
 from ._errors import TransportError
-from ._netlink import outside_event_loops, queues_in_use
+from ._ethtool import queues_in_use
+from ._event_loops import outside_event_loops
 
 #: Seconds within which a neighbour has to answer. The kernel asks every second, and over IPv6 not
 #: as long as the interface's own address is new.
@@ -152,7 +153,7 @@ def _describe(netlink: Any, index: int) -> Link:
         name,
         parse_mac(str(link.get("IFLA_ADDRESS"))),
         int(link.get("IFLA_MTU")),
-        queues_in_use(name, link, "tx"),
+        queues_in_use(name, "tx") or int(link.get("IFLA_NUM_TX_QUEUES") or 1),
     )
 
 

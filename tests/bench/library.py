@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 OURS = "xdpspead"
@@ -53,12 +54,15 @@ def rss() -> int:
 
 
 def child(arguments: dict[str, Any]) -> None:
-    """Print, as JSON, what the installed package *name* is."""
+    """Print, as JSON, what the installed package *name* is; see that it has bytecode."""
+    import compileall  # of which receivers are to have nothing in memory
+
     try:
         library = load(arguments["name"])
     except ImportError as error:
         print(json.dumps({"error": str(error)}))
         return
+    compileall.compile_dir(Path(library.base.__file__).parent, quiet=2)
     version = getattr(library.base, "__version__", "unknown")
     xdp = hasattr(library.recv, "UdpXdpConfig")
     facts = {"version": version, "xdp": xdp, "path": library.base.__file__}

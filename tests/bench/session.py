@@ -8,9 +8,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
+from unittest import mock
 
 from bench import network
 from bench.library import LIBRARIES, OURS, PEER
@@ -61,6 +63,22 @@ QUICK = Plan(1, 1, 0.1, 0.3, network.Search(trials=4, seconds=0.3, hold_s=0.5), 
 
 class OutOfTimeError(Exception):
     """The time limit was reached."""
+
+
+@contextlib.contextmanager
+def bytecode() -> Iterator[None]:
+    """Have processes that are started in the body use bytecode, in a folder for this once.
+
+    An installed package has it. An editable one's modules are compiled in each process anew, and
+    the memory that takes would be counted as that of receiving; so the child ``library`` compiles
+    them.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="xdpspead-bench-") as folder,
+        mock.patch.dict(os.environ, {"PYTHONPYCACHEPREFIX": folder}),
+    ):
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        yield
 
 
 class Session:

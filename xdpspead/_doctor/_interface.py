@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from .. import _ethtool, _netdev
 from .._device import Device
-from .._netlink import outside_event_loops
+from .._event_loops import outside_event_loops
 from ._facts import (
     DRIVER_SILENT,
     KERNEL_SILENT,

@@ -4,21 +4,36 @@ Make a :class:`Stream` on a :class:`xdpspead.ThreadPool`, add readers to it, and
 heaps. The names are those of ``spead2.recv``.
 """
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .._device import DeviceStats
+from .._device_stats import DeviceStats
 from .._errors import XdpError
 from .._rawitem import RawItem
 from . import stream_stat_indices
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
 from ._heap import _HeapBase as _HeapBase
-from ._ledger import Ledger, LedgerPart, LedgerStage, Loss
 from ._reader import ReaderInfo
 from ._stats import QueueStats, StreamStatConfig, StreamStats
 from ._stream import Ringbuffer, Stream
 from ._stream import _Stream as _Stream
 from ._xdp_config import UdpXdpConfig
+
+if TYPE_CHECKING:
+    from ._ledger import Ledger, LedgerPart, LedgerStage, Loss
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import what few programs ask for, and what takes memory, when it is asked for."""
+        if name not in ("Ledger", "LedgerPart", "LedgerStage", "Loss"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import _ledger
+
+        return getattr(_ledger, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "DeviceStats",

@@ -9,15 +9,14 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from .._addresses import resolve
-from .._errors import XdpError
-from .._ethtool import driver_name
-from .._netlink import outside_event_loops, queues_in_use
+from .._errors import TransportError, XdpError
+from .._ethtool import driver_name, queues_in_use
+from .._links import addresses, link_at, link_named, links
 from ._xdp_config import UdpXdpConfig
 
-_IFF_LOWER_UP: Final = 1 << 16
 _LINK_WAIT_S: Final = 15.0
 _LINK_POLL_S: Final = 0.02
 
@@ -40,77 +39,72 @@ def _network_namespace() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def _find_by_address(netlink: Any, addresses: Sequence[str]) -> int | None:
-    for address in addresses:
+def _index_of_address(wanted: Sequence[str]) -> int | None:
+    """Return the interface that has one of the addresses, the first of them that any has."""
+    known = addresses()
+    for address in wanted:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-        for message in netlink.get_addr():
-            local = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-            family = message["family"]
-            if local and socket.inet_pton(family, local) == packed:
-                return int(message["index"])
+        for index, found in known:
+            if found == packed:
+                return index
     return None
 
 
-@outside_event_loops
-def find_interface(config: UdpXdpConfig, addresses: Sequence[str]) -> Interface:
+def find_interface(config: UdpXdpConfig, endpoints: Sequence[str]) -> Interface:
     """Find the interface that the configuration means.
+
+    Parameters
+    ----------
+    config : UdpXdpConfig
+        What the user asks for.
+    endpoints : sequence of str
+        Addresses that are to be received, one of which may be the interface's.
 
     Raises
     ------
     XdpError
-        If there is none, or it is down.
+        If there is none.
+    TransportError
+        If the kernel does not tell.
     """
-    from pyroute2 import IPRoute
-
-    with IPRoute() as netlink:
+    if config.interface:
+        link = link_named(config.interface)
+        what = f"no interface is called {config.interface!r}"
+    elif config.interface_address:
+        index = _index_of_address([resolve(config.interface_address)[1]])
+        link = None if index is None else link_at(index)
+        what = f"no interface has the address {config.interface_address}"
+    else:
+        index = _index_of_address(endpoints)
+        link = None if index is None else link_at(index)
+        what = "no interface has the address of an endpoint: say which one with `interface`"
+    if link is None:
         if config.interface:
-            found = netlink.link_lookup(ifname=config.interface)
-            index = found[0] if found else None
-            what = f"no interface is called {config.interface!r}"
-            there = ", ".join(sorted(link.get("IFLA_IFNAME") for link in netlink.get_links()))
-            what += f"; there are: {there}"
-        elif config.interface_address:
-            address = resolve(config.interface_address)[1]
-            index = _find_by_address(netlink, [address])
-            what = f"no interface has the address {config.interface_address}"
-        else:
-            index = _find_by_address(netlink, addresses)
-            what = "no interface has the address of an endpoint: say which one with `interface`"
-        if index is None:
-            raise XdpError(errno.ENODEV, f"find interface: {what}", "find interface")
-        (link,) = netlink.get_links(index)
-    name = str(link.get("IFLA_IFNAME"))
+            what += f"; there are: {', '.join(sorted(link.name for link in links()))}"
+        raise XdpError(errno.ENODEV, f"find interface: {what}", "find interface")
     return Interface(
-        index,
-        name,
-        int(link.get("IFLA_MTU")),
-        queues_in_use(name, link, "rx"),
+        link.index,
+        link.name,
+        link.mtu,
+        queues_in_use(link.name, "rx") or link.n_rx_queues,
         _network_namespace(),
-        driver_name(name),
-        _has_link(link),
+        driver_name(link.name),
+        link.has_link,
     )
 
 
-def _has_link(link: Any) -> bool:
-    return bool(link["flags"] & _IFF_LOWER_UP)
-
-
-@outside_event_loops
 def link_is_back(interface: Interface) -> bool:
     """Wait until an interface has its link again, if it had one; return whether it came.
 
     Many drivers reset the device when a program is attached or a socket bound for zero-copy, and
     cards and switches need seconds to agree on a link. What is sent meanwhile is lost.
     """
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
     if not interface.has_link:
         return True
     end = time.monotonic() + _LINK_WAIT_S
-    with contextlib.suppress(NetlinkError), IPRoute() as netlink:  # it may be gone by now
-        while True:
-            if any(_has_link(link) for link in netlink.get_links(interface.index)):
+    with contextlib.suppress(TransportError):  # it has been made, whether this can be told or not
+        while (link := link_at(interface.index)) is not None:  # it may be gone by now
+            if link.has_link:
                 return True
             if time.monotonic() > end:
                 break
@@ -118,27 +112,15 @@ def link_is_back(interface: Interface) -> bool:
     return False
 
 
-@outside_event_loops
 def attached_program(index: int) -> int:
     """Return the id of the XDP program on an interface, 0 if there is none or several."""
-    from pyroute2 import IPRoute
-
-    with IPRoute() as netlink:
-        (link,) = netlink.get_links(index)
-    return int(link.get_nested("IFLA_XDP", "IFLA_XDP_PROG_ID") or 0)
+    link = link_at(index)
+    return 0 if link is None else link.program
 
 
-@outside_event_loops
 def addresses_of(index: int) -> frozenset[bytes]:
     """Return the addresses of an interface, packed."""
-    from pyroute2 import IPRoute
-
-    with IPRoute() as netlink:
-        texts = [
-            (message["family"], message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))
-            for message in netlink.get_addr(index=index)
-        ]
-    return frozenset(socket.inet_pton(family, text) for family, text in texts if text)
+    return frozenset(address for owner, address in addresses() if owner == index)
 
 
 def choose_queues(config: UdpXdpConfig, interface: Interface) -> list[int]:

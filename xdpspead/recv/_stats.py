@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from typing import Any, Final, Self, SupportsIndex, TypeAlias
 
 from .. import _core
-from .._device import DeviceStats
+from .._device_stats import DeviceStats
 
 
 class StreamStatConfig:

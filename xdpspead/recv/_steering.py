@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from .._errors import TransportError, XdpError
-from .._ethtool import (
+from .._flow_rules import (
     LOCATION,
     FlowRule,
     FlowTable,

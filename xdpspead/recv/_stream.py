@@ -22,16 +22,18 @@ from .._errors import Empty, NotContiguousError, Stopped
 from .._inproc import InprocQueue
 from .._log import core_log
 from .._threads import ThreadPool
-from . import _pcap, _switch, _tcp, _udp, _xdp
+from . import _pcap, _tcp, _udp
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import KINDS, Heap, IncompleteHeap
-from ._ledger import Ledger, make_ledger
+from ._owner import Owner
 from ._reader import Begin, ReaderInfo
 from ._stats import EXTRA_STATS, StreamStats, queue_stats
 from ._xdp_config import UdpXdpConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from ._ledger import Ledger
 
 #: A blocking call looks whether a signal came at least this often, ms.
 _SLICE_MS: Final = 200
@@ -107,7 +109,7 @@ class _Stream:
         self._n_custom_stats = len(self._stat_config) - _core.N_STATS
         self._readers: list[ReaderInfo] = []
         self._pending: list[Begin] = []
-        self._xdp_owner = _xdp.Owner(thread_pool._threads, self._config.stream_id)
+        self._xdp_owner = Owner(thread_pool._threads, self._config.stream_id)
         weakref.finalize(self, self._xdp_owner.close)
         self._started = not self._config.explicit_start
         self._batch = _ITERATION_BATCH
@@ -255,7 +257,12 @@ class _Stream:
         TypeError
             If the arguments fit no form.
         """
-        self._add(_switch.prepare(_udp.prepare(args, kwargs), self._xdp_owner))
+        begin = _udp.prepare(args, kwargs)
+        if os.environ.get(_udp.SWITCH):
+            from . import _switch
+
+            begin = _switch.prepare(begin, self._xdp_owner)
+        self._add(begin)
 
     def add_udp_xdp_reader(self, config: UdpXdpConfig) -> None:
         """Receive UDP datagrams through AF_XDP, past the kernel's network stack.
@@ -275,6 +282,8 @@ class _Stream:
             If it says no endpoint, or wants more workers than it has queues or the pool has
             threads.
         """
+        from . import _xdp
+
         self._add(_xdp.prepare(config, self._xdp_owner))
 
     @overload
@@ -434,8 +443,6 @@ class _Stream:
         self._core.stop()
         self._xdp_owner.devices.read()
         self._xdp_owner.close()
-        if any(reader.transport == "udp_xdp" for reader in self._readers):
-            _xdp.release_ports()
 
     @property
     def readers(self) -> list[ReaderInfo]:
@@ -465,6 +472,8 @@ class _Stream:
         Printed it is a table. Its sums are exact once the stream has stopped; before, some packets
         are on their way.
         """
+        from ._ledger import make_ledger
+
         return make_ledger(
             self.stats, self._readers, stopped=self._core.stopped, waiting=self.ringbuffer.size()
         )

@@ -20,12 +20,10 @@ from .._errors import XdpError
 from .._log import LOGGER
 from . import _udp, _xdp
 from ._interface import addresses_of, find_interface
+from ._owner import Owner
 from ._reader import Begin, ReaderInfo
-from ._udp import SocketRequest
-from ._xdp import Owner
+from ._udp import SWITCH, SocketRequest
 from ._xdp_config import UdpXdpConfig
-
-VARIABLE: Final = "XDPSPEAD_INTERFACE"
 
 #: Addresses that stand for all of one family, or of both, and what they are to AF_XDP.
 _ANY: Final = {
@@ -36,10 +34,8 @@ _ANY: Final = {
 
 
 def prepare(begin: Begin | SocketRequest, owner: Owner) -> Begin:
-    """Return what begins to read instead of `begin`, as the environment says."""
-    name = os.environ.get(VARIABLE, "")
-    if not name:
-        return begin
+    """Return what begins to read instead of `begin`, as the environment says, where it says so."""
+    name = os.environ[SWITCH]
 
     def read(stream: _core.Stream) -> list[ReaderInfo]:
         if isinstance(begin, SocketRequest):
@@ -51,7 +47,7 @@ def prepare(begin: Begin | SocketRequest, owner: Owner) -> Begin:
 
 
 def _say_ordinary(call: str, name: str, reason: str) -> None:
-    LOGGER.info("%s reads an ordinary socket although %s=%s: %s", call, VARIABLE, name, reason)
+    LOGGER.info("%s reads an ordinary socket although %s=%s: %s", call, SWITCH, name, reason)
 
 
 def _read(
@@ -78,7 +74,7 @@ def _find(name: str) -> int:
     try:
         return find_interface(UdpXdpConfig(interface=name), []).index
     except XdpError as error:
-        text = f"{error} ({VARIABLE} is set to {name!r})"
+        text = f"{error} ({SWITCH} is set to {name!r})"
         raise XdpError(error.errno or 0, text, error.step) from None
 
 
@@ -93,14 +89,14 @@ def _read_xdp(
         info = _xdp.open_reader(stream, _config(request, name), owner)
     except XdpError as error:
         if _xdp.takes_from_us(error):
-            text = f"{error} {call} was to read it too, because {VARIABLE}={name}"
+            text = f"{error} {call} was to read it too, because {SWITCH}={name}"
             raise XdpError(error.errno or 0, text, error.step) from None
         taken = ", which gets nothing that the other program takes" * (error.errno == errno.EBUSY)
         LOGGER.warning("%s; %s reads an ordinary UDP socket instead%s", error, call, taken)
         return []
     if info is None:  # the stream has been stopped
         return []
-    LOGGER.info("%s reads %s through AF_XDP because %s is set", call, name, VARIABLE)
+    LOGGER.info("%s reads %s through AF_XDP because %s is set", call, name, SWITCH)
     return [info]
 
 

@@ -13,6 +13,9 @@ from .._arguments import bind_arguments, count
 from . import _sockets
 from ._reader import Begin, ReaderInfo
 
+#: Variable that names an interface, through which UDP readers are to receive by AF_XDP.
+SWITCH: Final = "XDPSPEAD_INTERFACE"
+
 DEFAULT_MAX_SIZE: Final = 9200
 DEFAULT_BUFFER_SIZE: Final = 8 * 1024 * 1024
 

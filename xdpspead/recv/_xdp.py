@@ -14,16 +14,12 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from .. import _core
-from .._bpf_holders import holders
-from .._device import Devices
 from .._errors import TransportError, XdpError
-from .._guard import Guard
 from .._log import LOGGER
-from . import _sockets, _steering, _udp, _zero_copy
+from . import _sockets, _udp, _zero_copy
 from ._endpoints import Endpoint, few, resolve_endpoint, united
 from ._groups import join_groups
 from ._interface import (
@@ -33,7 +29,7 @@ from ._interface import (
     find_interface,
     link_is_back,
 )
-from ._napi import defer_interrupts
+from ._owner import Owner
 from ._reader import Begin, ReaderInfo
 from ._through import choose_helper
 from ._xdp_config import UdpXdpConfig
@@ -106,33 +102,6 @@ def release_ports() -> None:
 
 
 # ------------------------------------------------------------------ readers
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The stream that readers are made for.
-
-    Attributes
-    ----------
-    n_threads : int
-        Threads of its pool.
-    stream_id : int
-        Its number, if the user gave it one.
-    settings : contextlib.ExitStack
-        What its readers have changed about interfaces, to be closed when it has stopped.
-    devices : Devices
-        The interfaces, and what they have lost.
-    """
-
-    n_threads: int
-    stream_id: int = 0
-    settings: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    devices: Devices = field(default_factory=Devices)
-
-    def close(self) -> None:
-        """Put the settings back, and ask the interfaces no more: the stream has stopped."""
-        self.settings.close()
-        self.devices.close()
 
 
 def prepare(config: UdpXdpConfig, owner: Owner) -> Begin:
@@ -217,6 +186,9 @@ def _steer(
 ) -> tuple[str, ...]:
     if config.steer == "none":
         return ()
+    from .._guard import Guard
+    from . import _steering
+
     guard = settings.enter_context(Guard())
     rules = _steering.rules_for([endpoint.packed_all for endpoint in endpoints], queues)
     return _steering.steer(guard, interface, rules, queues)
@@ -226,6 +198,8 @@ def _whose_program(interface: Interface | None, number: int | None, step: str) -
     """Return a sentence that says who holds the program that is in the way, if one is."""
     if interface is None or (number, step) != (errno.EBUSY, "attach program"):
         return ""
+    from .._bpf_holders import holders
+
     program = attached_program(interface.index)
     processes = holders(program).processes if program else ()
     if not processes:
@@ -273,7 +247,11 @@ def open_reader(stream: _core.Stream, config: UdpXdpConfig, owner: Owner) -> Rea
                 config.busy_poll_budget if config.busy_poll else 0,
             )
         if obtained is not None:
+            # Who stops the stream may do so at interpreter exit, and can import nothing then.
+            owner.settings.callback(release_ports)
             if obtained.busy_poll is not False:
+                from ._napi import defer_interrupts
+
                 settings.callback(defer_interrupts(interface, obtained.napi_ids))
             owner.settings.push(settings.pop_all())
         if stream.stopped:  # meanwhile, and maybe before it could see them
