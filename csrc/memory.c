@@ -19,13 +19,13 @@
 #include <sys/mman.h>
 
 #if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED
-#endif
+#define SANITIZED __has_feature(address_sanitizer)
 #elif defined(__SANITIZE_ADDRESS__)
-#define SANITIZED
+#define SANITIZED 1
+#else
+#define SANITIZED 0
 #endif
-#ifdef SANITIZED
+#if SANITIZED
 #include <sanitizer/asan_interface.h>
 #else
 #define ASAN_POISON_MEMORY_REGION(address, size) ((void)0)
@@ -126,24 +126,54 @@ static void show(struct xps_block *block)
 	ASAN_UNPOISON_MEMORY_REGION(block->room, sizeof(block->room) + block->capacity);
 }
 
-/* ---------------------------------------------------------------- malloc */
+/* ---------------------------------------------------------------- memory of the kernel */
+
+#define HUGE_PAGE (UINT64_C(2) << 20)
+#define SMALL_PAGE UINT64_C(4096)
+
+static uint64_t mapped_size(uint64_t capacity, bool huge)
+{
+	return xps_round_up(sizeof(struct xps_block) + capacity, huge ? HUGE_PAGE : SMALL_PAGE);
+}
+
+static struct xps_block *map_block(uint64_t size, int flags, bool huge)
+{
+	struct xps_block *block = mmap(NULL, mapped_size(size, huge), PROT_READ | PROT_WRITE,
+				       MAP_PRIVATE | MAP_ANONYMOUS | flags | (huge ? MAP_HUGETLB : 0), -1, 0);
+
+	if (block == MAP_FAILED)
+		return NULL;
+	block->capacity = size;
+	block->huge = huge;
+	return block;
+}
+
+static void unmap_block(struct xps_block *block)
+{
+	munmap(block, mapped_size(block->capacity, block->huge));
+}
+
+/* ---------------------------------------------------------------- malloc, and what is kept */
 
 /*
- * The C library gives the memory of a large payload back to the kernel, and for the next one the kernel makes pages and
- * clears them, which costs as much as all else that is done for a packet. So blocks that come home are kept, on a shelf
- * for each of the sizes used last. The lock is never waited for: who does not get it, as a forked child in whose parent
- * somebody had it, goes to the C library.
+ * For each new payload the kernel makes pages and clears them, which costs as much as all else that is done for a packet,
+ * and the C library gives the memory of a large one back as soon as it is freed. So blocks that come home are kept, on a
+ * shelf for each of the sizes used last. Those that lie at the bottom of a shelf for long without being needed go, half of them
+ * at a time: so what one hiccup took is not kept for ever. The lock is never waited for: who does not get it, as a forked
+ * child in whose parent somebody had it, goes to the C library.
  */
 #define KEPT_LEAST (UINT64_C(16) << 10) /* what is smaller the C library keeps itself */
 #define KEPT_BYTES (UINT64_C(8) << 20)
 #define KEPT_SIZES 4
-#define KEPT_USES 64             /* after so many of the others a size is forgotten */
-#define KEPT_UNIT UINT64_C(4096) /* sizes that differ by less are one */
+#define KEPT_USES 64     /* of the others, after which a size is forgotten */
+#define KEPT_PERIOD 1024 /* uses, after which it is seen what was not needed */
 
 struct shelf {
 	uint64_t capacity;
 	struct xps_block *first; /* the last that came home */
-	uint64_t used;           /* when it was */
+	uint32_t n;
+	uint32_t unneeded; /* the least that there were since `since` */
+	uint64_t since, used;
 };
 
 struct plain_allocator {
@@ -162,7 +192,7 @@ static struct plain_allocator *plain_of(struct xps_allocator *allocator)
 /* Bytes of a block that can be kept, head and all. */
 static uint64_t block_size(uint64_t capacity)
 {
-	return xps_round_up(sizeof(struct xps_block) + capacity, KEPT_UNIT);
+	return mapped_size(capacity, false);
 }
 
 static bool is_worth_keeping(uint64_t capacity)
@@ -175,13 +205,34 @@ static uint64_t capacity_for(uint64_t size)
 	return is_worth_keeping(size) ? block_size(size) - sizeof(struct xps_block) : size;
 }
 
+/* What is kept is mapped, so that it is really gone when it goes. A sanitizer sees more of what comes from malloc. */
+static bool is_mapped(uint64_t capacity)
+{
+	return !SANITIZED && is_worth_keeping(capacity);
+}
+
+static struct xps_block *new_block(uint64_t capacity)
+{
+	struct xps_block *block;
+
+	if (is_mapped(capacity))
+		return map_block(capacity, 0, false);
+	block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + capacity, XPS_CACHE_LINE));
+	if (block)
+		block->capacity = capacity;
+	return block;
+}
+
 static void free_blocks(struct xps_block *block)
 {
 	while (block) {
 		struct xps_block *next = block->next;
 
 		show(block);
-		free(block);
+		if (is_mapped(block->capacity))
+			unmap_block(block);
+		else
+			free(block);
 		block = next;
 	}
 }
@@ -207,8 +258,26 @@ static struct xps_block *clear_shelf(struct plain_allocator *plain, struct shelf
 
 	for (struct xps_block *block = blocks; block; block = block->next)
 		plain->n_kept_bytes -= block_size(block->capacity);
-	shelf->first = NULL;
+	*shelf = (struct shelf){ .capacity = shelf->capacity };
 	return blocks;
+}
+
+/* Lock held. The same with half of those that were not needed of late, the ones that came home first. */
+static struct xps_block *cut_shelf(struct plain_allocator *plain, struct shelf *shelf)
+{
+	const uint32_t n_gone = (shelf->unneeded + 1) / 2;
+	struct xps_block **end = &shelf->first;
+	struct xps_block *gone;
+
+	shelf->n -= n_gone;
+	for (uint32_t i = 0; i < shelf->n; i++)
+		end = &(*end)->next;
+	gone = *end;
+	*end = NULL;
+	plain->n_kept_bytes -= n_gone * block_size(shelf->capacity);
+	shelf->unneeded = shelf->n;
+	shelf->since = plain->uses;
+	return gone;
 }
 
 static struct xps_block *take_kept(struct plain_allocator *plain, uint64_t capacity)
@@ -222,6 +291,8 @@ static struct xps_block *take_kept(struct plain_allocator *plain, uint64_t capac
 	block = shelf->capacity == capacity ? shelf->first : NULL;
 	if (block) {
 		shelf->first = block->next;
+		shelf->n--;
+		shelf->unneeded = (uint32_t)xps_min_u64(shelf->unneeded, shelf->n);
 		shelf->used = ++plain->uses;
 		plain->n_kept_bytes -= block_size(capacity);
 	}
@@ -251,6 +322,8 @@ static struct xps_block *keep(struct plain_allocator *plain, struct xps_block *b
 		gone = clear_shelf(plain, shelf);
 	else if (plain->n_kept_bytes + size > KEPT_BYTES)
 		gone = clear_forgotten(plain);
+	else if (plain->uses - shelf->since >= KEPT_PERIOD)
+		gone = cut_shelf(plain, shelf);
 	shelf->capacity = block->capacity;
 	shelf->used = ++plain->uses;
 	if (plain->n_kept_bytes + size > KEPT_BYTES) {
@@ -260,6 +333,7 @@ static struct xps_block *keep(struct plain_allocator *plain, struct xps_block *b
 	hide(block);
 	block->next = shelf->first;
 	shelf->first = block;
+	shelf->n++;
 	plain->n_kept_bytes += size;
 	return gone;
 }
@@ -269,12 +343,7 @@ static struct xps_block *plain_take(struct xps_allocator *allocator, uint64_t si
 	const uint64_t capacity = capacity_for(size);
 	struct xps_block *block = take_kept(plain_of(allocator), capacity);
 
-	if (block)
-		return block;
-	block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + capacity, XPS_CACHE_LINE));
-	if (block)
-		block->capacity = capacity;
-	return block;
+	return block ? block : new_block(capacity);
 }
 
 static void plain_give(struct xps_allocator *allocator, struct xps_block *block)
@@ -314,31 +383,11 @@ struct xps_allocator *xps_allocator_new(void)
 
 /* ---------------------------------------------------------------- mmap */
 
-#define HUGE_PAGE (UINT64_C(2) << 20)
-#define SMALL_PAGE UINT64_C(4096)
-
 struct mmap_allocator {
 	struct xps_allocator base;
 	int flags;
 	bool prefer_huge;
 };
-
-static uint64_t mapped_size(uint64_t capacity, bool huge)
-{
-	return xps_round_up(sizeof(struct xps_block) + capacity, huge ? HUGE_PAGE : SMALL_PAGE);
-}
-
-static struct xps_block *map_block(uint64_t size, int flags, bool huge)
-{
-	struct xps_block *block = mmap(NULL, mapped_size(size, huge), PROT_READ | PROT_WRITE,
-				       MAP_PRIVATE | MAP_ANONYMOUS | flags | (huge ? MAP_HUGETLB : 0), -1, 0);
-
-	if (block == MAP_FAILED)
-		return NULL;
-	block->capacity = size;
-	block->huge = huge;
-	return block;
-}
 
 static struct xps_block *mmap_take(struct xps_allocator *allocator, uint64_t size)
 {
@@ -355,7 +404,7 @@ static struct xps_block *mmap_take(struct xps_allocator *allocator, uint64_t siz
 static void mmap_give(struct xps_allocator *allocator, struct xps_block *block)
 {
 	(void)allocator;
-	munmap(block, mapped_size(block->capacity, block->huge));
+	unmap_block(block);
 }
 
 static void mmap_destroy(struct xps_allocator *allocator)

@@ -84,7 +84,7 @@ def test_defaults_of_the_stream_configuration():
 def test_defaults_of_the_ring_configuration():
     config = recv.RingStreamConfig()
     assert config.heaps == recv.RingStreamConfig.DEFAULT_HEAPS == 4
-    assert config.room_bytes == recv.RingStreamConfig.DEFAULT_ROOM_BYTES == 4 << 20
+    assert config.room_bytes == recv.RingStreamConfig.DEFAULT_ROOM_BYTES == 2 << 20
     assert config.contiguous_only is True
     assert config.incomplete_keep_payload_ranges is False
 
@@ -369,7 +369,7 @@ def test_ringbuffer_shows_capacity_and_fill():
 @pytest.mark.parametrize(
     ("options", "room_bytes", "fit"),
     [
-        ({}, 4 << 20, 256),
+        ({}, 2 << 20, 256),
         ({"heaps": 4}, 0, 4),
         ({"heaps": 300}, 0, 300),
         ({"heaps": 4, "room_bytes": 1 << 20}, 1 << 20, 256),

@@ -286,7 +286,7 @@ class RingStreamConfig(Config):
         and packets pile up where they come from. By default 4, and small ones as `room_bytes` says.
     room_bytes : int
         Beside `heaps` heaps of any size the ring has room for as many as together have no more
-        than this, up to 256. By default 4 MiB, but 0 where `heaps` is given.
+        than this, up to 256. By default 2 MiB, but 0 where `heaps` is given.
     contiguous_only : bool
         Whether incomplete heaps are dropped. If False, they come as :class:`IncompleteHeap`.
     incomplete_keep_payload_ranges : bool
@@ -299,7 +299,7 @@ class RingStreamConfig(Config):
     """
 
     DEFAULT_HEAPS: ClassVar[int] = 4
-    DEFAULT_ROOM_BYTES: ClassVar[int] = 4 << 20
+    DEFAULT_ROOM_BYTES: ClassVar[int] = 2 << 20
 
     __slots__ = ("_contiguous_only", "_heaps", "_incomplete_keep_payload_ranges", "_room_bytes")
 
