@@ -1,4 +1,45 @@
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from typing_extensions import Buffer
 
 ffi: Any
 lib: Any
+
+_Heap = TypeVar("_Heap")
+_Entry: TypeAlias = tuple[int, bool, int, int, int]
+
+class HeapPayload(Buffer): ...
+
+class HeapHandle:
+    @property
+    def cnt(self) -> int: ...
+    @property
+    def _flags(self) -> int: ...
+    @property
+    def _size(self) -> int: ...
+    @property
+    def _length(self) -> int: ...
+    @property
+    def _received(self) -> int: ...
+    @property
+    def _ranges(self) -> list[tuple[int, int]]: ...
+    @property
+    def _address_bits(self) -> int: ...
+    @property
+    def _bug_compat(self) -> int: ...
+    def _read(self) -> tuple[list[memoryview], HeapPayload | None, int, list[_Entry]]: ...
+
+class HeapQueue(Iterator[_Heap], Generic[_Heap]):
+    def __init__(
+        self,
+        owner: object,
+        memory: object,
+        address: int,
+        kinds: tuple[type[_Heap], type[_Heap]],
+        bug_compat: int,
+        /,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def __next__(self) -> _Heap: ...
+    def take(self, n: int, ahead: int, timeout_ms: int, /) -> tuple[int, list[_Heap]]: ...

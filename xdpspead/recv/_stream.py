@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import operator
@@ -11,9 +10,7 @@ import socket as socket_module
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterator
-from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, overload
 
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 _SLICE_MS: Final = 200
 #: Heaps that iteration takes from the ring at a time, if they are no more than half of it.
 _ITERATION_BATCH: Final = 32
-_POPLEFT: Final = operator.methodcaller("popleft")
 
 
 def check_max_heaps(max_heaps: int) -> int:
@@ -132,8 +128,7 @@ class _Stream:
             KINDS,
             self._config._bug_compat,
         )
-        # Heaps that have left the ring and were handed to nobody. Who wants one looks here first.
-        self._popped: deque[Heap | IncompleteHeap] = self._core.leftover
+        self._popped = self._core.popped
 
     # -------------------------------------------------------------- readers
 
@@ -389,16 +384,6 @@ class _Stream:
                 self._batch = 1
             self._reader_thread = thread
 
-    def _take_popped(self, n: int) -> list[Heap | IncompleteHeap]:
-        """Take up to `n` heaps of those that have left the ring already."""
-        heaps: list[Heap | IncompleteHeap] = []
-        popped = self._popped
-        if popped:
-            # Other threads may take some meanwhile; a list keeps what it got before the error.
-            with contextlib.suppress(IndexError):
-                heaps.extend(map(_POPLEFT, repeat(popped, min(n, len(popped)))))
-        return heaps
-
     def get_nowait(self) -> Heap | IncompleteHeap:
         """Return the next heap.
 
@@ -411,11 +396,7 @@ class _Stream:
         XdpError
             Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
-        try:
-            return self._popped.popleft()
-        except IndexError:
-            pass
-        heaps: list[Heap | IncompleteHeap] = self._core.pop(1, 0)
+        heaps: list[Heap | IncompleteHeap] = self._core.take(1, 0)
         if not heaps:
             raise Empty("ring buffer is empty")
         return heaps[0]
@@ -543,11 +524,7 @@ class Stream(_Stream):
         """
         self._note_thread()
         while True:
-            try:
-                return self._popped.popleft()
-            except IndexError:
-                pass
-            heaps: list[Heap | IncompleteHeap] = self._core.pop(1, _SLICE_MS)
+            heaps: list[Heap | IncompleteHeap] = self._core.take(1, _SLICE_MS)
             if heaps:
                 return heaps[0]
 
@@ -594,11 +571,8 @@ class Stream(_Stream):
         deadline = None if timeout is None else _deadline(timeout)
         self._note_thread()
         while True:
-            heaps = self._take_popped(n)
-            if heaps:
-                return heaps
             wait = _SLICE_MS if deadline is None else _ms_until(deadline)
-            heaps = self._core.pop(n, wait)
+            heaps: list[Heap | IncompleteHeap] = self._core.take(n, wait)
             if heaps or wait == 0:
                 return heaps
 
@@ -607,20 +581,17 @@ class Stream(_Stream):
         return self
 
     def __next__(self) -> Heap | IncompleteHeap:
-        try:
-            return self._popped.popleft()
-        except IndexError:
-            return self._next_of_many()
+        heap: Heap | IncompleteHeap
+        for heap in self._popped:
+            return heap
+        return self._next_of_many()
 
     def _next_of_many(self) -> Heap | IncompleteHeap:
-        """Take many heaps; whoever else reads the stream finds the rest of them in `_popped`."""
+        """Pop many heaps; whoever else reads the stream finds the rest of them in `_popped`."""
         heaps: list[Heap | IncompleteHeap] = []
         try:
             while not heaps:
-                heaps = self._core.pop_ahead(self._batch, _SLICE_MS)
+                heaps = self._core.take(1, _SLICE_MS, self._batch)
         except Stopped:
             raise StopIteration from None
-        rest = iter(heaps)
-        first = next(rest)
-        self._popped.extend(rest)
-        return first
+        return heaps[0]
