@@ -6,8 +6,8 @@
  *
  * cffi binds every function, and a call through it takes 100 to 200 ns, as does each pointer that is to free itself. That
  * is nothing where something is done once per call. Heaps come hundreds of thousands of times a second, so the few types
- * that every one of them passes through are written here: the queue of those that were popped, a heap for the user, and
- * the payload that arrays keep alive. Classes that users know derive from them, in Python, and have no fields of their own.
+ * that every one of them passes through are written here: the queue of those that were popped, iteration, a heap for the
+ * user, and the payload that arrays keep alive. Classes that users know derive from them, in Python.
  *
  * A heap has one owner at any time: the stream's ring, a batch, a handle. Memory for the next owner is had before the
  * heap is taken from the one before, so nothing that fails can lose a heap. All of it is guarded by the GIL, which is let
@@ -612,15 +612,86 @@ static PyType_Spec queue_spec = {
 	.slots = queue_slots,
 };
 
+/* ---------------------------------------------------------------- streams that are iterated over */
+
+struct iterator {
+	PyObject object;
+	PyObject *queue; /* NULL: not set yet */
+};
+
+static PyObject *iterator_queue(PyObject *self, void *unused)
+{
+	PyObject *queue = ((struct iterator *)self)->queue;
+
+	(void)unused;
+	return Py_NewRef(queue ? queue : Py_None);
+}
+
+static int iterator_set_queue(PyObject *self, PyObject *queue, void *unused)
+{
+	struct iterator *iterator = (struct iterator *)self;
+	PyObject *old = iterator->queue;
+
+	(void)unused;
+	if (!queue || PyType_GetSlot(Py_TYPE(queue), Py_tp_iternext) != (void *)queue_next) {
+		PyErr_SetString(PyExc_TypeError, "it must be a HeapQueue");
+		return -1;
+	}
+	iterator->queue = Py_NewRef(queue);
+	Py_XDECREF(old);
+	return 0;
+}
+
+static PyObject *iterator_next(PyObject *self)
+{
+	struct queue *queue = (struct queue *)((struct iterator *)self)->queue;
+
+	if (queue && queue->n_heaps)
+		return take_one(queue);
+	return PyObject_CallMethod(self, "_wait_for_next", NULL);
+}
+
+static void iterator_dealloc(PyObject *self)
+{
+	Py_XDECREF(((struct iterator *)self)->queue);
+	delete_object(self);
+}
+
+static PyGetSetDef iterator_getters[] = {
+	{ "_popped", iterator_queue, iterator_set_queue, "Heaps that are next.", NULL },
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+
+PyDoc_STRVAR(iterator_doc,
+	     "Base of a stream that is its own iterator.\n\n"
+	     "The next heap is the first in the queue ``_popped``; if there is none, it is what the method\n"
+	     "``_wait_for_next`` returns.");
+
+static PyType_Slot iterator_slots[] = {
+	{ Py_tp_doc, (void *)iterator_doc },       { Py_tp_dealloc, (void *)iterator_dealloc },
+	{ Py_tp_getset, iterator_getters },        { Py_tp_iter, (void *)PyObject_SelfIter },
+	{ Py_tp_iternext, (void *)iterator_next }, { 0, NULL },
+};
+
+static PyType_Spec iterator_spec = {
+	.name = "xdpspead._native.HeapIterator",
+	.basicsize = sizeof(struct iterator),
+	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+	.slots = iterator_slots,
+};
+
 /* ---------------------------------------------------------------- the module */
 
-static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
+/* Put a type into the module and, unless that is NULL, a reference to it into `type`. */
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
 {
-	PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+	PyObject *object = PyType_FromModuleAndSpec(module, spec, NULL);
+	int err = object ? PyModule_AddType(module, (PyTypeObject *)object) : -1;
 
-	if (type && PyModule_AddType(module, type))
-		Py_CLEAR(type);
-	return type;
+	if (!err && type)
+		*type = (PyTypeObject *)Py_NewRef(object);
+	Py_XDECREF(object);
+	return err;
 }
 
 /* What cffi made of the header is in a module of its own; its `ffi` and `lib` go into this one. */
@@ -637,17 +708,13 @@ static int module_exec(PyObject *module)
 {
 	struct module_state *state = PyModule_GetState(module);
 	PyObject *binding = PyInit__cffi();
-	PyTypeObject *queue_type;
-	int err = !binding || add_from(module, binding, "ffi") || add_from(module, binding, "lib") ? -1 : 0;
+	int err = !binding || add_from(module, binding, "ffi") || add_from(module, binding, "lib") ||
+		  add_type(module, &payload_spec, &state->payload_type) ||
+		  add_type(module, &handle_spec, &state->handle_type) || add_type(module, &queue_spec, NULL) ||
+		  add_type(module, &iterator_spec, NULL);
 
 	Py_XDECREF(binding);
-	if (err)
-		return -1;
-	state->payload_type = add_type(module, &payload_spec);
-	state->handle_type = state->payload_type ? add_type(module, &handle_spec) : NULL;
-	queue_type = state->handle_type ? add_type(module, &queue_spec) : NULL;
-	Py_XDECREF((PyObject *)queue_type);
-	return queue_type ? 0 : -1;
+	return err ? -1 : 0;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)

@@ -169,3 +169,23 @@ def test_queue_makes_nothing_but_heaps():
         native.HeapQueue(None, None, 0, (int, recv.Heap), 0)
     with pytest.raises(TypeError):
         native.HeapQueue(None, None, 0, (recv.IncompleteHeap, recv.Heap))
+
+
+def test_iterator_takes_from_nothing_but_a_queue():
+    stream = filled(2)
+    with pytest.raises(TypeError):
+        stream._popped = iter([1])
+    with pytest.raises(TypeError):
+        del stream._popped
+    assert [next(stream).cnt, next(stream).cnt] == [0, 1]
+    stream.stop()
+
+
+def test_class_derived_from_a_stream_may_iterate_in_its_own_way():
+    class Counts(recv.Stream):  # type: ignore[misc]
+        def __next__(self) -> int:
+            return int(super().__next__().cnt)
+
+    stream = Counts(sp.ThreadPool())
+    stream.add_buffer_reader(join([simple_heap(cnt, 10).packets()[0] for cnt in range(5)]))
+    assert list(stream) == list(range(5))

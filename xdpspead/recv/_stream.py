@@ -18,6 +18,7 @@ from .. import _core
 from .._errors import Empty, NotContiguousError, Stopped
 from .._inproc import InprocQueue
 from .._log import core_log
+from .._native import HeapIterator, HeapQueue
 from .._threads import ThreadPool
 from . import _pcap, _switch, _tcp, _udp, _xdp
 from ._config import RingStreamConfig, StreamConfig
@@ -128,7 +129,7 @@ class _Stream:
             KINDS,
             self._config._bug_compat,
         )
-        self._popped = self._core.popped
+        self._popped: HeapQueue[Heap | IncompleteHeap] = self._core.popped
 
     # -------------------------------------------------------------- readers
 
@@ -481,7 +482,7 @@ class _Stream:
         return f"<{type(self).__name__} {state}, readers: {transports}>"
 
 
-class Stream(_Stream):
+class Stream(_Stream, HeapIterator):
     """A stream of heaps.
 
     Packets with the same heap identifier belong to the same heap, whichever reader brought them
@@ -580,13 +581,11 @@ class Stream(_Stream):
         self._note_thread()
         return self
 
-    def __next__(self) -> Heap | IncompleteHeap:
-        heap: Heap | IncompleteHeap
-        for heap in self._popped:
-            return heap
-        return self._next_of_many()
+    if TYPE_CHECKING:
 
-    def _next_of_many(self) -> Heap | IncompleteHeap:
+        def __next__(self) -> Heap | IncompleteHeap: ...
+
+    def _wait_for_next(self) -> Heap | IncompleteHeap:
         """Pop many heaps; whoever else reads the stream finds the rest of them in `_popped`."""
         heaps: list[Heap | IncompleteHeap] = []
         try:
