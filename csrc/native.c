@@ -213,51 +213,81 @@ static PyObject *make_entry(const struct xps_item *item)
 	return entry;
 }
 
-/* Append what has just been made, and is given up. False if it could not be made, or there is no memory. */
-static bool append(PyObject *list, PyObject *made)
+static bool is_entry(const struct xps_item *item)
 {
-	const bool done = made && PyList_Append(list, made) == 0;
-
-	Py_XDECREF(made);
-	return done;
+	return item->id != XPS_ID_DESCRIPTOR;
 }
 
-/* Sort items into lists: the bytes of descriptors, and what is told of all else. */
-static bool list_items(const struct xps_item *items, int n, PyObject *payload, PyObject *descriptors, PyObject *entries)
+static PyObject *entries_of(const struct xps_item *items, int n)
 {
-	PyObject *bytes = NULL;
-	bool done = true;
+	Py_ssize_t n_entries = 0, at = 0;
+	PyObject *entries;
 
-	for (int i = 0; done && i < n; i++) {
-		const struct xps_item *item = &items[i];
+	for (int i = 0; i < n; i++)
+		n_entries += is_entry(&items[i]);
+	entries = PyTuple_New(n_entries);
+	for (int i = 0; entries && i < n; i++) {
+		PyObject *entry;
 
-		if (item->id != XPS_ID_DESCRIPTOR) {
-			done = append(entries, make_entry(item));
-		} else if (!item->immediate) {
-			if (!bytes)
-				bytes = PyMemoryView_FromObject(payload);
-			done = bytes &&
-			       append(descriptors, PySequence_GetSlice(bytes, (Py_ssize_t)item->offset,
-								       (Py_ssize_t)(item->offset + item->length)));
-		}
+		if (!is_entry(&items[i]))
+			continue;
+		entry = make_entry(&items[i]);
+		if (entry)
+			PyTuple_SetItem(entries, at++, entry);
+		else
+			Py_CLEAR(entries);
+	}
+	return entries;
+}
+
+static bool is_descriptor(const struct xps_item *item)
+{
+	return item->id == XPS_ID_DESCRIPTOR && !item->immediate;
+}
+
+static PyObject *descriptors_of(const struct xps_item *items, int n, PyObject *payload)
+{
+	Py_ssize_t n_descriptors = 0, at = 0;
+	PyObject *descriptors, *bytes;
+
+	for (int i = 0; i < n; i++)
+		n_descriptors += is_descriptor(&items[i]);
+	descriptors = PyTuple_New(n_descriptors);
+	if (!descriptors || !n_descriptors)
+		return descriptors;
+	bytes = PyMemoryView_FromObject(payload);
+	if (!bytes)
+		Py_CLEAR(descriptors);
+	for (int i = 0; descriptors && i < n; i++) {
+		const Py_ssize_t start = (Py_ssize_t)items[i].offset;
+		PyObject *descriptor;
+
+		if (!is_descriptor(&items[i]))
+			continue;
+		descriptor = PySequence_GetSlice(bytes, start, start + (Py_ssize_t)items[i].length);
+		if (descriptor)
+			PyTuple_SetItem(descriptors, at++, descriptor);
+		else
+			Py_CLEAR(descriptors);
 	}
 	Py_XDECREF(bytes);
-	return done;
+	return descriptors;
 }
 
 static PyObject *read_heap(struct xps_heap *heap, struct xps_item *items, PyTypeObject *payload_type)
 {
 	const int n = xps_heap_items(heap, items);
 	PyObject *payload = make_payload(heap, payload_type);
+	PyObject *descriptors = payload ? descriptors_of(items, n, payload) : NULL;
 	PyObject *width = PyLong_FromLong(heap->address_bits / 8);
-	PyObject *descriptors = PyList_New(0), *entries = PyList_New(0);
+	PyObject *entries = entries_of(items, n);
 	PyObject *contents = NULL;
 
-	if (payload && width && descriptors && entries && list_items(items, n, payload, descriptors, entries))
+	if (descriptors && width && entries)
 		contents = PyTuple_Pack(4, descriptors, payload, width, entries);
 	Py_XDECREF(payload);
-	Py_XDECREF(width);
 	Py_XDECREF(descriptors);
+	Py_XDECREF(width);
 	Py_XDECREF(entries);
 	return contents;
 }
@@ -266,13 +296,13 @@ PyDoc_STRVAR(read_doc, "_read($self, /)\n--\n\n"
 		       "Return all that is in the heap.\n\n"
 		       "Returns\n"
 		       "-------\n"
-		       "descriptors : list of memoryview\n"
+		       "descriptors : tuple of memoryview\n"
 		       "    As they were sent.\n"
 		       "payload : HeapPayload or None\n"
 		       "    None if there is none.\n"
 		       "address_bytes : int\n"
 		       "    Width of immediate values, in bytes.\n"
-		       "entries : list of tuple\n"
+		       "entries : tuple of tuple\n"
 		       "    Of all other items: identifier, whether it is immediate, immediate value, offset and\n"
 		       "    length in the payload.");
 

@@ -298,10 +298,15 @@ class ItemGroup:
         AttributeError
             If the heap is incomplete, and so has no descriptors.
         """
-        contents = getattr(heap, "_contents", None)
+        ours: Any = heap
+        try:
+            # Not by getattr(): a method that is called where it is looked up is not made an object.
+            contents = ours._contents()
+        except AttributeError:
+            contents = None
         if contents is None:
             return self._update_from_raw(heap, new_order)
-        packets, payload, address_bytes, entries = contents()
+        packets, payload, address_bytes, entries = contents
         if packets:
             self._add_packets(packets, heap.flavour)
         by_id = self._by_id

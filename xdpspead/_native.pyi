@@ -8,6 +8,7 @@ lib: Any
 
 _Heap = TypeVar("_Heap")
 _Entry: TypeAlias = tuple[int, bool, int, int, int]
+_Contents: TypeAlias = tuple[tuple[memoryview, ...], HeapPayload | None, int, tuple[_Entry, ...]]
 
 class HeapPayload(Buffer): ...
 
@@ -28,7 +29,7 @@ class HeapHandle:
     def _address_bits(self) -> int: ...
     @property
     def _bug_compat(self) -> int: ...
-    def _read(self) -> tuple[list[memoryview], HeapPayload | None, int, list[_Entry]]: ...
+    def _read(self) -> _Contents: ...
 
 class HeapQueue(Iterator[_Heap], Generic[_Heap]):
     def __init__(
