@@ -57,8 +57,10 @@ static void payload_dealloc(PyObject *self)
 	if (payload->size < MUCH_MEMORY) {
 		xps_payload_free(payload->data);
 	} else {
-		Py_BEGIN_ALLOW_THREADS xps_payload_free(payload->data);
-		Py_END_ALLOW_THREADS
+		PyThreadState *thread = PyEval_SaveThread();
+
+		xps_payload_free(payload->data);
+		PyEval_RestoreThread(thread);
 	}
 	delete_object(self);
 }
@@ -103,8 +105,10 @@ static void free_heap(struct xps_heap *heap)
 	if (!heap || heap->capacity < MUCH_MEMORY) {
 		xps_heap_free(heap);
 	} else {
-		Py_BEGIN_ALLOW_THREADS xps_heap_free(heap);
-		Py_END_ALLOW_THREADS
+		PyThreadState *thread = PyEval_SaveThread();
+
+		xps_heap_free(heap);
+		PyEval_RestoreThread(thread);
 	}
 }
 
@@ -392,15 +396,19 @@ static int fill(struct queue *queue, int n, int ahead, int timeout_ms)
 {
 	const int most = ahead ? ahead : n;
 	struct batch *batch = PyMem_Malloc(sizeof(*batch) + (size_t)most * sizeof(batch->heaps[0]));
+	PyThreadState *thread;
 
 	if (!batch)
 		return -ENOMEM;
 	batch->after = NULL;
 	batch->next = 0;
-	Py_BEGIN_ALLOW_THREADS if (ahead)
-		batch->n = xps_stream_pop_ahead(queue->stream, batch->heaps, most, timeout_ms);
-	else batch->n = xps_stream_pop(queue->stream, batch->heaps, most, timeout_ms);
-	Py_END_ALLOW_THREADS n = batch->n;
+	thread = PyEval_SaveThread();
+	if (ahead)
+		n = xps_stream_pop_ahead(queue->stream, batch->heaps, most, timeout_ms);
+	else
+		n = xps_stream_pop(queue->stream, batch->heaps, most, timeout_ms);
+	PyEval_RestoreThread(thread);
+	batch->n = n;
 	if (n <= 0) {
 		PyMem_Free(batch);
 		return n;

@@ -171,6 +171,26 @@ def test_queue_makes_nothing_but_heaps():
         native.HeapQueue(None, None, 0, (recv.IncompleteHeap, recv.Heap))
 
 
+def test_collector_finds_heaps_of_classes_with_attributes_in_cycles():
+    class Noted(recv.Heap):  # type: ignore[misc]
+        pass
+
+    native = importlib.import_module(PACKAGE + "._native")
+    memory = sp.MemoryPool(1, 100, 1, 1)
+    stream = new_stream(memory_allocator=memory)
+    stream.add_buffer_reader(simple_heap(1, 10).packets()[0].encode())
+    core = stream._core
+    address = int(native.ffi.cast("uintptr_t", core.c))
+    queue = native.HeapQueue(core.c, core.held, address, (Noted, Noted), 0)
+    wait_for(lambda: stream.ringbuffer.size() == 1, "a heap in the ring")
+    _, (heap,) = queue.take(1, 0, 0)
+    heap.itself = heap
+    assert (heap.cnt, memory.free) == (1, 0)
+    del heap
+    gc.collect()
+    assert memory.free == 1
+
+
 def test_iterator_takes_from_nothing_but_a_queue():
     stream = filled(2)
     with pytest.raises(TypeError):
