@@ -15,4 +15,4 @@ ffibuilder.cdef(
         if not line.startswith(("#include", "#pragma"))
     )
 )
-ffibuilder.set_source("xdpspead._native", '#include "xdpspead.h"')
+ffibuilder.set_source("xdpspead._cffi", '#include "xdpspead.h"')

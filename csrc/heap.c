@@ -455,7 +455,7 @@ static bool is_nothing(uint64_t pointer, unsigned int address_bits)
 	return id >= XPS_ID_HEAP_CNT && id <= XPS_ID_PAYLOAD_LENGTH;
 }
 
-int xps_heap_items(struct xps_heap *heap, struct xps_item *items)
+int xps_heap_items(const struct xps_heap *heap, struct xps_item *items)
 {
 	const unsigned int bits = heap->address_bits;
 	const bool contiguous = heap->flags & XPS_HEAP_CONTIGUOUS;
@@ -489,21 +489,7 @@ int xps_heap_items(struct xps_heap *heap, struct xps_item *items)
 	for (uint32_t i = 0; i < heap->n_pointers; i++) {
 		if (items[i].id == XPS_ID_NULL || !(items[i].immediate || items[i].length))
 			continue;
-		if (items[i].id == XPS_ID_DESCRIPTOR)
-			heap->flags |= XPS_HEAP_DESCRIPTORS;
 		items[n++] = items[i];
 	}
-	return n;
-}
-
-int xps_heap_read(struct xps_heap *heap, struct xps_heap_contents *contents)
-{
-	int n = heap->n_pointers <= XPS_FEW_ITEMS ? xps_heap_items(heap, contents->items) : -ENOSPC;
-
-	contents->n_items = n < 0 ? 0 : (uint64_t)n;
-	contents->flags = heap->flags;
-	contents->size = heap->size;
-	contents->start = heap->payload && heap->payload == heap->home ? XPS_PAYLOAD_ROOM : 0;
-	contents->address_bits = heap->address_bits;
 	return n;
 }

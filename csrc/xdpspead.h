@@ -112,13 +112,10 @@ int64_t xps_pool_cpu_ns(struct xps_pool *pool);
 /* ---------------------------------------------------------------- heaps */
 
 enum xps_heap_flag {
-	XPS_HEAP_CONTIGUOUS = 1,  /* every byte is there: otherwise an incomplete heap without payload */
-	XPS_HEAP_START = 2,       /* has a stream control item that starts the stream */
-	XPS_HEAP_STOP = 4,        /* has one that stops it */
-	XPS_HEAP_DESCRIPTORS = 8, /* has item descriptors; known once xps_heap_items() has been called */
+	XPS_HEAP_CONTIGUOUS = 1, /* every byte is there: otherwise an incomplete heap without payload */
+	XPS_HEAP_START = 2,      /* has a stream control item that starts the stream */
+	XPS_HEAP_STOP = 4,       /* has one that stops it */
 };
-
-enum { XPS_FEW_ITEMS = 64 };
 
 /* A finished heap. Its user reads the first group of fields and owns it; the rest is the core's. */
 struct xps_heap {
@@ -148,29 +145,18 @@ struct xps_heap {
 
 struct xps_item {
 	uint64_t id;
-	uint64_t immediate; /* 0 or 1; as wide as the rest so that an array of items is an array of uint64_t */
-	uint64_t value;     /* of an immediate */
-	uint64_t offset;    /* of an addressed item, in the payload */
-	uint64_t length;    /* of an addressed item, bytes */
+	bool immediate;
+	uint64_t value;  /* of an immediate */
+	uint64_t offset; /* of an addressed item, in the payload */
+	uint64_t length; /* of an addressed item, bytes */
 };
 
 void xps_heap_free(struct xps_heap *heap);
 /*
  * The items, at most heap->n_pointers: addressed ones by offset, then immediates by value; protocol items, empty items
- * and NULL items are left out. Returns how many were written. Not for use by two threads at once on one heap.
+ * and NULL items are left out. Returns how many were written.
  */
-int xps_heap_items(struct xps_heap *heap, struct xps_item *items);
-/* What somebody asks who wants all of a heap. In Python a call costs as much as all that it does. */
-struct xps_heap_contents {
-	uint64_t n_items;
-	uint64_t flags; /* enum xps_heap_flag, XPS_HEAP_DESCRIPTORS too */
-	uint64_t size;  /* bytes of payload */
-	uint64_t start; /* where the payload starts in the memory at `heap`; 0: it is elsewhere, or there is none */
-	uint64_t address_bits;
-	struct xps_item items[XPS_FEW_ITEMS];
-};
-/* Returns the number of items, or -ENOSPC: there may be more than XPS_FEW_ITEMS. In that case all but the items is told. */
-int xps_heap_read(struct xps_heap *heap, struct xps_heap_contents *contents);
+int xps_heap_items(const struct xps_heap *heap, struct xps_item *items);
 /* A second reference to the payload, which then outlives the heap. Give it back with xps_payload_free(). */
 uint8_t *xps_heap_take_payload(struct xps_heap *heap);
 

@@ -69,7 +69,8 @@ class FakeHeap:
         ]
 
     def _contents(self) -> tuple[list[memoryview], bytearray | None, int, list[tuple]]:
-        return self._descriptor_packets(), self.payload, 0, self._entries()
+        width = self.flavour.heap_address_bits // 8
+        return self._descriptor_packets(), self.payload, width, self._entries()
 
     def _entries(self) -> list[tuple[int, bool, int, int, int]]:
         return [

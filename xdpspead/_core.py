@@ -16,25 +16,19 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias
 
 from ._errors import Stopped, TransportError, XdpError
-from ._native import ffi, lib
+from ._native import HeapHandle, HeapQueue, ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-CHeap: TypeAlias = Any
-"""A ``struct xps_heap *`` that frees itself."""
-
 CMemory: TypeAlias = Any
 """What `memory` returns."""
 
-HEAP_CONTIGUOUS: Final[int] = lib.XPS_HEAP_CONTIGUOUS
 HEAP_START: Final[int] = lib.XPS_HEAP_START
 HEAP_STOP: Final[int] = lib.XPS_HEAP_STOP
-HEAP_DESCRIPTORS: Final[int] = lib.XPS_HEAP_DESCRIPTORS
 
 _SEND_ITEMS = ffi.typeof("struct xps_send_item *")
 _ADDRESS = ffi.typeof("uintptr_t")
@@ -272,100 +266,6 @@ class Allocator:
     def n_free(self) -> int:
         """Of a pool: blocks that are free now."""
         return int(lib.xps_memory_pool_n_free(self.c))
-
-
-# ------------------------------------------------------------------ heaps
-
-_HEAPS = ffi.typeof("struct xps_heap *[]")
-_ITEM = struct.Struct("=5Q")
-_ITEM_SIZE: Final = _ITEM.size
-_ITEMS = ffi.typeof("struct xps_item[]")
-_CONTENTS = ffi.typeof("struct xps_heap_contents *")
-#: Memory to read heaps into that nobody is using, and a look at it.
-_scratch: deque[tuple[Any, Any]] = deque(maxlen=8)
-
-
-class HeapHandle:
-    """What a heap for the user begins with.
-
-    A stream makes objects of classes derived from this, without a call of Python code for each: so
-    they have no ``__init__``, and of all others that a class may want only the two that are set
-    here.
-    """
-
-    __slots__ = ("__weakref__", "_bug_compat", "_c")
-
-    #: The core's heap.
-    _c: CHeap
-    #: What the stream's configuration says about that; not set if that is nothing, 0.
-    _bug_compat: int
-
-
-_new_handle: Final = object.__new__
-_set_heap: Final[Any] = HeapHandle.__dict__["_c"].__set__
-_set_bug_compat: Final[Any] = HeapHandle.__dict__["_bug_compat"].__set__
-_exhaust: Final = deque[Any](maxlen=0).extend
-
-# What is done for every heap or every few is looked up here and not in `ffi` and `lib`, which takes
-# as long as the call itself.
-_gc: Final[Any] = ffi.gc
-_new: Final[Any] = ffi.new
-_buffer: Final[Any] = ffi.buffer
-_heap_free: Final[Any] = lib.xps_heap_free
-_heap_read: Final[Any] = lib.xps_heap_read
-_take_payload: Final[Any] = lib.xps_heap_take_payload
-_payload_free: Final[Any] = lib.xps_payload_free
-_unpack_items: Final = _ITEM.iter_unpack
-
-
-HeapEntry: TypeAlias = tuple[int, int, int, int, int]
-"""Of an item: identifier, whether it is immediate (1 or 0), immediate value, offset, length."""
-
-
-def read_heap(heap: CHeap) -> tuple[Buffer | None, int, int, list[HeapEntry]]:
-    """Return all that is in a heap.
-
-    Returns
-    -------
-    buffer : buffer or None
-        Writable, with the payload at its end, which it keeps alive; None if there is none.
-    start : int
-        Where in the buffer the payload starts.
-    flags : int
-        Those of the heap.
-    entries : list of tuple
-        Its items, and descriptors.
-    """
-    # Making the memory costs more than all else here.
-    try:
-        scratch = _scratch.pop()
-    except IndexError:
-        contents = _new(_CONTENTS)
-        scratch = contents, _buffer(contents)
-    contents, view = scratch
-    n = _heap_read(heap, contents)
-    # All are five numbers: what is told of the heap, and of each of its items.
-    head, *entries = _unpack_items(view[: (max(n, 0) + 1) * _ITEM_SIZE])
-    _scratch.append(scratch)
-    _, flags, size, start, _ = head
-    if n < 0:
-        flags, entries = _many_items(heap)
-    if start:
-        return _buffer(heap, start + size), start, flags, entries
-    if size:
-        return _buffer(_gc(_take_payload(heap), _payload_free), size), 0, flags, entries
-    return None, 0, flags, entries
-
-
-def _many_items(heap: CHeap) -> tuple[int, list[HeapEntry]]:
-    items = _new(_ITEMS, heap.n_pointers)
-    n = lib.xps_heap_items(heap, items)
-    return heap.flags, list(_unpack_items(_buffer(items, n * _ITEM_SIZE)))
-
-
-def heap_ranges(heap: CHeap) -> list[tuple[int, int]]:
-    """Return the ranges of payload that arrived, if they were kept."""
-    return [(heap.ranges[2 * i], heap.ranges[2 * i + 1]) for i in range(heap.n_ranges)]
 
 
 # ------------------------------------------------------------------ streams
@@ -845,22 +745,28 @@ class Stream:
         self.c = ffi.gc(stream, lib.xps_stream_free)
         self.held: list[Any] = []
         self._queue_room = 8
-        # The classes of incomplete heaps and of whole ones.
-        self._kinds = kinds
-        self._only_whole = bool(config["contiguous_only"])
-        self._bug_compat = bug_compat
-        #: Heaps popped by a call that a signal's handler ended with an exception.
-        self.leftover: deque[Any] = deque()
+        address = int(ffi.cast(_ADDRESS, stream))
+        #: Heaps that have left the ring and were handed to nobody.
+        self.popped: HeapQueue[Any] = HeapQueue(self.c, self.held, address, kinds, bug_compat)
 
     def stop(self) -> None:
         """Stop receiving; see the header."""
         lib.xps_stream_stop(self.c)
 
-    def pop(self, n: int, timeout_ms: int) -> list[Any]:
-        """Pop up to `n` heaps that are there, or wait for one; none on time-out or on a signal.
+    def take(self, n: int, timeout_ms: int, ahead: int = 0) -> list[Any]:
+        """Take up to `n` heaps that are there, or wait for one; none on time-out or on a signal.
 
-        They are of the classes that the stream was made with. If a signal's handler raises, those
-        that had been popped are in `leftover`.
+        Those that were popped ahead come alone. If a signal's handler raises, none is taken.
+
+        Parameters
+        ----------
+        n : int
+            At most so many.
+        timeout_ms : int
+            How long to wait; 0 does not.
+        ahead : int, optional
+            How many to pop, of which all but `n` are kept for later, in the room of the ring; so
+            there are at most as many as fill half of it. 0 to pop no more than are taken.
 
         Raises
         ------
@@ -871,52 +777,18 @@ class Stream:
         """
         if n > self._FEW:
             n = min(n, max(self._FEW, self.ring_size))
-        return self._pop(lib.xps_stream_pop, n, timeout_ms)
-
-    def pop_ahead(self, n: int, timeout_ms: int) -> list[Any]:
-        """Do the same for a user who wants one heap and keeps the others for later.
-
-        Those stay in the room of the ring until the next call, so there are at most as many as fill
-        half of it.
-        """
-        return self._pop(lib.xps_stream_pop_ahead, n, timeout_ms)
-
-    def _pop(self, pop: Any, n: int, timeout_ms: int) -> list[Any]:
-        # Other threads may be in here too while this one waits, so each call has its own array.
-        pointers = _new(_HEAPS, n)
-        # Takes each heap over once, whoever asks it to.
-        owned = map(_gc, takewhile(bool, pointers), repeat(_heap_free))
-        heaps: list[Any] = []
-        try:
-            popped = pop(self.c, pointers, n, timeout_ms)
-            heaps = self._make_handles(pointers, popped)
-            _exhaust(map(_set_heap, heaps, owned))  # no Python code, so all or none
-        except BaseException:
-            left = [*owned]
-            if left:
-                heaps = self._make_handles(left, len(left))
-                _exhaust(map(_set_heap, heaps, left))
-            self.leftover.extend(heaps)
-            raise
+        # After a call a signal's handler may run, and raise, before anything has been done with
+        # what it returned. So `map` makes the call, and no other comes on the way to the user.
+        [(code, heaps)] = map(self.popped.take, (n,), (ahead,), (timeout_ms,))
         if heaps:
             return heaps
-        if popped == -errno.EPIPE:
+        if code == -errno.EPIPE:
             self._raise_end()
-        if popped == -errno.ECHILD:
+        if code == -errno.ECHILD:
             self.require_own_process()
-        if popped < 0 and popped != -errno.EINTR:
-            _raise(popped)
-        return heaps
-
-    def _make_handles(self, pointers: Any, n: int) -> list[Any]:
-        """Return objects of the right classes for the first `n` heaps, still without those."""
-        kinds: Iterable[type[HeapHandle]] = repeat(self._kinds[HEAP_CONTIGUOUS], n)
-        if not self._only_whole:
-            kinds = [self._kinds[c.flags & HEAP_CONTIGUOUS] for c in pointers[0 : max(n, 0)]]
-        heaps = [*map(_new_handle, kinds)]
-        if self._bug_compat:
-            _exhaust(map(_set_bug_compat, heaps, repeat(self._bug_compat)))
-        return heaps
+        if code < 0 and code != -errno.EINTR:
+            _raise(code)
+        return []
 
     def _raise_end(self) -> NoReturn:
         fail = ffi.new("struct xps_fail *")

@@ -38,8 +38,8 @@ class Heap(Protocol):
     """What `ItemGroup.update` needs of a heap.
 
     A heap with ``_contents`` is read through that, any other through ``get_descriptors`` and
-    ``get_items``. It returns descriptors as they were sent; a buffer with the payload; where that
-    starts in it; and of each item a tuple: identifier, whether it is immediate, immediate value,
+    ``get_items``. It returns descriptors as they were sent; the payload; the width of immediate
+    values in bytes; and of each item a tuple: identifier, whether it is immediate, immediate value,
     offset and length in the payload.
     """
 
@@ -302,15 +302,19 @@ class ItemGroup:
         AttributeError
             If the heap is incomplete, and so has no descriptors.
         """
-        contents = getattr(heap, "_contents", None)
+        ours: Any = heap
+        try:
+            # Not by getattr(): a method that is called where it is looked up is not made an object.
+            contents = ours._contents()
+        except AttributeError:
+            contents = None
         if contents is None:
             return self._update_from_raw(heap, new_order)
-        packets, payload, start, entries = contents()
+        packets, payload, address_bytes, entries = contents
         if packets:
             self._add_packets(packets, heap.flavour)
         by_id = self._by_id
         updated = {}
-        address_bytes = 0
         for item_id, immediate, number, offset, length in entries:
             item = by_id.get(item_id)
             if item_id <= STREAM_CTRL_ID or item is None:
@@ -319,11 +323,9 @@ class ItemGroup:
             if item._decoding_order != new_order:
                 item._decode_in(new_order)
             if immediate:
-                if not address_bytes:
-                    address_bytes = heap.flavour.heap_address_bits >> 3
                 item._value = item._immediate(number, address_bytes)
             else:
-                item._value = item._addressed(payload, start + offset, length)
+                item._value = item._addressed(payload, offset, length)
             # One for the value that was set, as in spead2 another one for the update.
             item.version += 2
             updated[item.name] = item

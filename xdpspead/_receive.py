@@ -61,7 +61,7 @@ class Tally:
 
     def add(self, heap: recv.Heap | recv.IncompleteHeap) -> None:
         self.heaps += 1
-        self.bytes += heap._c.received
+        self.bytes += heap._received
 
     @property
     def seconds(self) -> float:

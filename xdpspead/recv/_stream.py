@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import operator
@@ -11,9 +10,7 @@ import socket as socket_module
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterator
-from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, overload
 
@@ -21,6 +18,7 @@ from .. import _core
 from .._errors import Empty, NotContiguousError, Stopped
 from .._inproc import InprocQueue
 from .._log import core_log
+from .._native import HeapIterator, HeapQueue
 from .._threads import ThreadPool
 from . import _pcap, _tcp, _udp
 from ._config import RingStreamConfig, StreamConfig
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 _SLICE_MS: Final = 200
 #: Heaps that iteration takes from the ring at a time, if they are no more than half of it.
 _ITERATION_BATCH: Final = 32
-_POPLEFT: Final = operator.methodcaller("popleft")
 
 
 def check_max_heaps(max_heaps: int) -> int:
@@ -135,8 +132,7 @@ class _Stream:
             KINDS,
             self._config._bug_compat,
         )
-        # Heaps that have left the ring and were handed to nobody. Who wants one looks here first.
-        self._popped: deque[Heap | IncompleteHeap] = self._core.leftover
+        self._popped: HeapQueue[Heap | IncompleteHeap] = self._core.popped
 
     # -------------------------------------------------------------- readers
 
@@ -399,16 +395,6 @@ class _Stream:
                 self._batch = 1
             self._reader_thread = thread
 
-    def _take_popped(self, n: int) -> list[Heap | IncompleteHeap]:
-        """Take up to `n` heaps of those that have left the ring already."""
-        heaps: list[Heap | IncompleteHeap] = []
-        popped = self._popped
-        if popped:
-            # Other threads may take some meanwhile; a list keeps what it got before the error.
-            with contextlib.suppress(IndexError):
-                heaps.extend(map(_POPLEFT, repeat(popped, min(n, len(popped)))))
-        return heaps
-
     def get_nowait(self) -> Heap | IncompleteHeap:
         """Return the next heap.
 
@@ -421,11 +407,7 @@ class _Stream:
         XdpError
             Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
-        try:
-            return self._popped.popleft()
-        except IndexError:
-            pass
-        heaps: list[Heap | IncompleteHeap] = self._core.pop(1, 0)
+        heaps: list[Heap | IncompleteHeap] = self._core.take(1, 0)
         if not heaps:
             raise Empty("ring buffer is empty")
         return heaps[0]
@@ -510,7 +492,7 @@ class _Stream:
         return f"<{type(self).__name__} {state}, readers: {transports}>"
 
 
-class Stream(_Stream):
+class Stream(_Stream, HeapIterator):
     """A stream of heaps.
 
     Packets with the same heap identifier belong to the same heap, whichever reader brought them
@@ -553,11 +535,7 @@ class Stream(_Stream):
         """
         self._note_thread()
         while True:
-            try:
-                return self._popped.popleft()
-            except IndexError:
-                pass
-            heaps: list[Heap | IncompleteHeap] = self._core.pop(1, _SLICE_MS)
+            heaps: list[Heap | IncompleteHeap] = self._core.take(1, _SLICE_MS)
             if heaps:
                 return heaps[0]
 
@@ -604,11 +582,8 @@ class Stream(_Stream):
         deadline = None if timeout is None else _deadline(timeout)
         self._note_thread()
         while True:
-            heaps = self._take_popped(n)
-            if heaps:
-                return heaps
             wait = _SLICE_MS if deadline is None else _ms_until(deadline)
-            heaps = self._core.pop(n, wait)
+            heaps: list[Heap | IncompleteHeap] = self._core.take(n, wait)
             if heaps or wait == 0:
                 return heaps
 
@@ -616,21 +591,16 @@ class Stream(_Stream):
         self._note_thread()
         return self
 
-    def __next__(self) -> Heap | IncompleteHeap:
-        try:
-            return self._popped.popleft()
-        except IndexError:
-            return self._next_of_many()
+    if TYPE_CHECKING:
 
-    def _next_of_many(self) -> Heap | IncompleteHeap:
-        """Take many heaps; whoever else reads the stream finds the rest of them in `_popped`."""
+        def __next__(self) -> Heap | IncompleteHeap: ...
+
+    def _wait_for_next(self) -> Heap | IncompleteHeap:
+        """Pop many heaps; whoever else reads the stream finds the rest of them in `_popped`."""
         heaps: list[Heap | IncompleteHeap] = []
         try:
             while not heaps:
-                heaps = self._core.pop_ahead(self._batch, _SLICE_MS)
+                heaps = self._core.take(1, _SLICE_MS, self._batch)
         except Stopped:
             raise StopIteration from None
-        rest = iter(heaps)
-        first = next(rest)
-        self._popped.extend(rest)
-        return first
+        return heaps[0]

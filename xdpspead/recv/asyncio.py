@@ -148,10 +148,9 @@ class Stream(_BlockingStream):
     async def __anext__(self) -> Heap | IncompleteHeap:
         # Every turn of the event loop is a system call: give one to a few heaps, not to each.
         if not self._lines and time.monotonic() < self._turn_ends:
-            try:
-                return self._popped.popleft()
-            except IndexError:
-                pass
+            heap: Heap | IncompleteHeap
+            for heap in self._popped:
+                return heap
         try:
             heap = await self.get()
         except Stopped:
@@ -228,16 +227,14 @@ class Stream(_BlockingStream):
     def _take_one(self) -> list[Heap | IncompleteHeap]:
         """Take the next heap if there is one, and some more for the next to come."""
         with self._lock:
-            if not self._popped:
-                # Other lines that wait would not notice what is in _popped.
-                alone = len(self._lines) == 1
-                self._popped.extend(self._core.pop_ahead(self._batch if alone else 1, 0))
-            return self._take_popped(1)
+            # Other lines that wait would not notice what is in _popped.
+            alone = len(self._lines) == 1
+            return self._core.take(1, 0, self._batch if alone else 1)
 
     def _take_many(self, n: int) -> list[Heap | IncompleteHeap]:
         """Take the heaps that are there, up to `n`."""
         with self._lock:
-            return self._take_popped(n) or self._core.pop(n, 0)
+            return self._core.take(n, 0)
 
     def _leave(self, line: _Line, ticket: int) -> None:
         """Leave the line, with a heap or without."""
