@@ -13,7 +13,6 @@
 #include <time.h>
 
 #define XPS_CACHE_LINE 64
-#define XPS_PREFETCH_MOST 2048
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -81,16 +80,4 @@ static inline uint64_t xps_hash(uint64_t value, const void *table)
 static inline uint64_t xps_round_up(uint64_t value, uint64_t unit)
 {
 	return (value + unit - 1) & ~(unit - 1);
-}
-
-/*
- * Fetch a packet of about `n` bytes that will be needed soon into the cache. Of a large one only the header: while it is
- * copied the hardware sees by itself what comes next, and fetching all of it would only drive out what is at work.
- */
-static inline void xps_prefetch(const uint8_t *packet, size_t n)
-{
-	const size_t wanted = n <= XPS_PREFETCH_MOST ? n : 2 * XPS_CACHE_LINE;
-
-	for (size_t i = 0; i < wanted; i += XPS_CACHE_LINE)
-		__builtin_prefetch(packet + i);
 }

@@ -325,7 +325,7 @@ static void copy_pieces(uint8_t *to, const struct xps_view *view, uint64_t skip,
 		const struct xps_view *piece = i ? &view->more[i - 1] : view;
 		uint64_t n = xps_min_u64(piece->length - skip, length);
 
-		xps_copy(to, piece->data + skip, n, mode);
+		xps_copy_ahead(to, piece->data + skip, n, mode, piece->ahead);
 		to += n;
 		length -= n;
 		skip = 0; /* the header lies in the first piece */

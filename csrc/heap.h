@@ -97,8 +97,8 @@ static inline void xps_heap_continue(struct xps_heap *heap, const struct xps_hea
 	if (unlikely(rules->allow_out_of_order))
 		heap->ranges[1] = heap->received;
 	if (likely(packet->payload_length))
-		xps_copy(heap->payload + start, view->data + packet->header_size, packet->payload_length,
-			 rules->memcpy);
+		xps_copy_ahead(heap->payload + start, view->data + packet->header_size, packet->payload_length,
+			       rules->memcpy, view->ahead);
 }
 
 static inline int xps_heap_add(struct xps_heap *heap, const struct xps_heap_rules *rules,

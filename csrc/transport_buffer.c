@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "copy.h"
 #include "packet.h"
 #include "transport.h"
 
@@ -17,7 +18,7 @@
 #define VIEWS_PER_POLL 2048
 #define BYTES_PER_POLL (UINT64_C(2) << 20)
 /* How far ahead of the packet at work packets are fetched into the cache, if they are all as long as this one. */
-#define PREFETCH 8
+#define AHEAD 8
 
 struct buffer_reader {
 	struct xps_reader base;
@@ -51,12 +52,17 @@ static void make_views(struct buffer_reader *buffer)
 	while (buffer->n_views < VIEWS_PER_PUSH && buffer->next < buffer->end) {
 		struct xps_packet *packet = &buffer->packets[buffer->n_views];
 		uint32_t length = decode(buffer, packet, buffer->next, (size_t)(buffer->end - buffer->next));
+		const uint8_t *ahead;
 
 		if (!length)
 			break;
-		xps_prefetch(buffer->next + PREFETCH * (size_t)length, length);
+		ahead = buffer->next + AHEAD * (size_t)length;
+		if (length < XPS_FETCH_STEP) { /* now, because soon comes too soon */
+			xps_fetch(ahead, length);
+			ahead = NULL;
+		}
 		buffer->views[buffer->n_views++] =
-			(struct xps_view){ .data = buffer->next, .length = length, .decoded = packet };
+			(struct xps_view){ .data = buffer->next, .length = length, .decoded = packet, .ahead = ahead };
 		buffer->next += length;
 	}
 }

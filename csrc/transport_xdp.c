@@ -38,6 +38,7 @@
 
 enum {
 	ROUNDS = 4, /* batches of each queue before other readers have their turn */
+	AHEAD = 4,  /* packets between the one at work and the one that is fetched into the cache */
 };
 
 struct xdp_source;
@@ -180,6 +181,8 @@ static void make_views(struct xdp_reader *r, struct xps_xdp_socket *s)
 		add_view(r, s, s->held + first, s->in_pieces ? i + 1 - first : 1);
 		first = i + 1;
 	}
+	for (uint32_t i = AHEAD; i < r->n_views; i++) /* another core wrote them */
+		r->views[i - AHEAD].ahead = r->views[i].data;
 	if (unlikely(s->n_overlong))
 		count(&s->bad_frames, s->n_overlong);
 	s->n_overlong = 0;

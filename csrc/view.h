@@ -19,4 +19,6 @@ struct xps_view {
 	uint32_t n_more; /* further pieces, 0 for almost every packet */
 	const struct xps_view *more;
 	const struct xps_packet *decoded; /* the header, if the transport had to read it anyway; or NULL */
+	/* Where the transport sees another packet, about as long, that it will show soon and that is in no cache; or NULL. */
+	const uint8_t *ahead;
 };

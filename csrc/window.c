@@ -6,8 +6,6 @@
 
 #define NO_SLOT UINT32_MAX
 #define MAX_SLOTS (UINT64_C(1) << 24)
-/* How far ahead of the packet at work packets are fetched into the cache: they were written by another core. */
-#define PREFETCH 4
 
 int xps_window_init(struct xps_window *window, const struct xps_window_config *config)
 {
@@ -322,8 +320,6 @@ uint32_t xps_window_push(struct xps_window *window, const struct xps_view *views
 		}
 		if (unlikely(window->n_out > credit))
 			break;
-		if (i + PREFETCH < n)
-			xps_prefetch(views[i + PREFETCH].data, views[i + PREFETCH].length);
 		if (!packet) {
 			packet = &scratch;
 			stat = decode(&scratch, &views[i]);
