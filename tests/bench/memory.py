@@ -19,7 +19,11 @@ import numpy as np
 from bench import floors, library, packets
 
 MAX_HEAPS = 4
+#: How many heaps Python takes at a time, and spead2's ring holds: its default of four would slow it
+#: down. Ours has room for small heaps by default.
 RING_HEAPS = 32
+#: Of heaps with no more bytes than this, so many are in our ring.
+SMALL_HEAP, SMALL_HEAPS = 8192, 256
 
 
 def child(arguments: dict[str, Any]) -> None:
@@ -94,7 +98,9 @@ class _Reading:
         heap_size = self.payload * self.per_heap
         self.config = {"max_heaps": MAX_HEAPS, **arguments.get("stream", {})}
         # In the ring, being built, and in the hands of Python and the worker.
-        self.memory = library.memory_pool(lib, heap_size, RING_HEAPS + MAX_HEAPS + 8)
+        in_ring = RING_HEAPS if heap_size > SMALL_HEAP else SMALL_HEAPS
+        self.memory = library.memory_pool(lib, heap_size, in_ring + MAX_HEAPS + 8)
+        self.ring = {} if arguments["library"] == library.OURS else {"heaps": RING_HEAPS}
         self.drain: Callable[[Any], Any] = _drain
         if arguments["mode"] == "many":
             self.drain = _drain_many
@@ -108,7 +114,7 @@ class _Reading:
         stream = self.lib.recv.Stream(
             self.pool,
             self.lib.recv.StreamConfig(memory_allocator=self.memory, **self.config),
-            self.lib.recv.RingStreamConfig(heaps=RING_HEAPS),
+            self.lib.recv.RingStreamConfig(**self.ring),
         )
         before = library.thread_cpu_ns()
         start = time.perf_counter()
