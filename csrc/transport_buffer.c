@@ -86,7 +86,10 @@ static enum xps_poll buffer_poll(struct xps_reader *reader)
 		buffer->begun = true;
 		xps_batch_begin(reader);
 	}
-	for (int i = 0; i < VIEWS_PER_POLL / VIEWS_PER_PUSH && (i == 0 || buffer->next < enough); i++) {
+	/* Whoever has come to the end says so in the same turn: the next reader's packets come after it. */
+	for (int i = 0; i < VIEWS_PER_POLL / VIEWS_PER_PUSH; i++) {
+		if (i > 0 && buffer->next >= enough && buffer->next < buffer->end)
+			return XPS_POLL_AGAIN;
 		if (buffer->taken == buffer->n_views)
 			make_views(buffer);
 		if (buffer->n_views == 0)
