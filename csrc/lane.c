@@ -513,18 +513,14 @@ static uint64_t nap_that_loses_nothing(const struct xps_reader *reader, int64_t 
  * for all at once. Who comes too late for a nap that is worth it sleeps until half-way to the next such moment. Whose
  * source has not room for so much sleeps for less, and by itself.
  */
-static int64_t nap_from(const struct xps_reader *reader, int64_t now, int64_t nap_ns)
-{
-	int64_t nap = nap_ns - now % nap_ns;
-
-	if (nap < nap_ns / 4)
-		nap += nap_ns / 2;
-	return (int64_t)xps_min_u64((uint64_t)nap, nap_that_loses_nothing(reader, now));
-}
-
 static void nap(struct xps_lane *lane, struct xps_reader *reader, int64_t now)
 {
-	xps_loop_after(lane->loop, &reader->again, nap_from(reader, now, lane->shared->nap_ns));
+	const int64_t nap_ns = lane->shared->nap_ns;
+	int64_t length = nap_ns - now % nap_ns;
+
+	if (length < nap_ns / 4)
+		length += nap_ns / 2;
+	xps_loop_after(lane->loop, &reader->again, (int64_t)xps_min_u64((uint64_t)length, reader->safe_nap_ns));
 }
 
 /* It found nothing at all. A nap may have been too short for that to mean anything; two were not. */
@@ -557,6 +553,7 @@ static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader, bool
 		reader->napping = true;
 		mute(lane, reader);
 	}
+	reader->safe_nap_ns = nap_that_loses_nothing(reader, now);
 	if (reader->napping)
 		nap(lane, reader, now);
 	reader->napped_in_vain = false;

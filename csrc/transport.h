@@ -91,6 +91,7 @@ struct xps_reader {
 	bool going_on;          /* it has not come so far yet */
 	bool napping;           /* called by time, its watches are muted */
 	bool napped_in_vain;    /* the last nap brought nothing */
+	uint64_t safe_nap_ns;   /* a longer one could lose packets, if they go on to come as they did */
 	int64_t last_wait_ns;   /* when it last found nothing more to do after some work */
 	uint64_t since_wait;    /* packets that it has brought since then */
 	uint64_t batch_packets; /* decoded packets in the open batch */
