@@ -10,7 +10,7 @@
 #include "packet.h"
 #include "transport.h"
 
-#define VIEWS_PER_PUSH 4
+#define VIEWS_PER_PUSH 8
 /*
  * Packets, and about how many bytes, between two turns of the other readers on the loop: 50 to 200 us. At the end of a
  * turn the loop asks the kernel for news, and users are woken, which costs as much as hundreds of small packets.
