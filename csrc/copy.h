@@ -46,8 +46,12 @@ static inline void xps_copy_ahead(uint8_t *to, const uint8_t *from, size_t n, in
 		return;
 	}
 	for (; n >= XPS_FETCH_STEP; n -= XPS_FETCH_STEP) {
+		size_t step = XPS_FETCH_STEP;
+
+		/* Have the C library's memcpy called, which knows the processor, not what the compiler makes of a constant. */
+		__asm__("" : "+r"(step));
 		xps_fetch(ahead, XPS_FETCH_STEP);
-		memcpy(to, from, XPS_FETCH_STEP);
+		memcpy(to, from, step);
 		to += XPS_FETCH_STEP;
 		from += XPS_FETCH_STEP;
 		ahead += XPS_FETCH_STEP;
