@@ -158,9 +158,9 @@ static void unmap_block(struct xps_block *block)
 /*
  * For each new payload the kernel makes pages and clears them, which costs as much as all else that is done for a packet,
  * and the C library gives the memory of a large one back as soon as it is freed. So blocks that come home are kept, on a
- * shelf for each of the sizes used last. Those that lie at the bottom of a shelf for long without being needed go, half of them
- * at a time: so what one hiccup took is not kept for ever. The lock is never waited for: who does not get it, as a forked
- * child in whose parent somebody had it, goes to the C library.
+ * shelf for each of the sizes used last. Those that lie at the bottom of a shelf for long without being needed go, half
+ * of them at a time: so what one hiccup took is not kept for ever. The lock is never waited for: who does not get it, as
+ * a forked child in whose parent somebody had it, does without.
  */
 #define KEPT_LEAST (UINT64_C(16) << 10) /* what is smaller the C library keeps itself */
 #define KEPT_BYTES (UINT64_C(8) << 20)

@@ -197,7 +197,6 @@ bool xps_ring_stopped(struct xps_ring *ring)
 /* Lock held. If they are taken ahead of their time, no more than half of what the ring could hold, but one. */
 static int take(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead)
 {
-	uint64_t first_bytes = 0;
 	int taken = 0;
 
 	ring->ahead = 0;
@@ -207,17 +206,16 @@ static int take(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahea
 	while (taken < n && ring->count) {
 		const uint64_t bytes = bytes_of(ring->slots[ring->head]);
 
+		if (ahead && taken) { /* the first is for now */
+			ring->ahead++;
+			ring->ahead_bytes += bytes;
+		}
 		heaps[taken++] = ring->slots[ring->head];
 		if (++ring->head == ring->n_slots)
 			ring->head = 0;
 		ring->count--;
 		ring->bytes -= bytes;
-		ring->ahead_bytes += bytes;
-		first_bytes = taken == 1 ? bytes : first_bytes;
 	}
-	/* The first is for now. */
-	ring->ahead = ahead && taken ? (uint32_t)taken - 1 : 0;
-	ring->ahead_bytes = ring->ahead ? ring->ahead_bytes - first_bytes : 0;
 	return taken;
 }
 

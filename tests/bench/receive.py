@@ -87,10 +87,7 @@ def _answer(value: dict[str, Any]) -> None:
 def _make_stream(lib: library.Library, pool: Any, arguments: dict[str, Any]) -> Any:
     config = dict(arguments["settings"].get("stream", {}))
     if not arguments["tuned"]:
-        ring = arguments["settings"].get("ring", {})
-        return lib.recv.Stream(
-            pool, lib.recv.StreamConfig(**config), lib.recv.RingStreamConfig(**ring)
-        )
+        return lib.recv.Stream(pool, lib.recv.StreamConfig(**config))
     heap_size = arguments["payload"] * arguments["packets_per_heap"]
     in_flight = TUNED_RING_HEAPS + TUNED_MAX_HEAPS + 8
     memory = library.memory_pool(lib, heap_size, in_flight)
