@@ -116,13 +116,13 @@ static void send_heap(uint64_t cnt)
 	free(data);
 }
 
-static void send_stop(void)
+static void send_stop(unsigned source)
 {
 	const uint64_t item = immediate(48, 6, 2);
 	const struct spec spec = { .cnt = 1, .heap_length = 0, .items = &item, .n_items = 1 };
 	uint8_t *data = new_packet(&spec);
 
-	send_frame(1, data, spec_size(&spec));
+	send_frame(source, data, spec_size(&spec));
 	free(data);
 }
 
@@ -218,9 +218,9 @@ static void receive(struct xps_xdp_port *port, uint32_t n_queues, uint32_t n_wor
 		xps_pool_stop(pool);
 	else if (end == DELETED)
 		CHECK_EQ(system("ip link del v0"), 0);
-	/* Sent again and again, since one may get lost. */
-	for (; end == STOP_ITEM && !xps_stream_stopped(stream); sched_yield())
-		send_stop();
+	/* Sent again and again, since one may get lost, or come to a queue that is not read. */
+	for (unsigned source = 1; end == STOP_ITEM && !xps_stream_stopped(stream); sched_yield())
+		send_stop(source++);
 	join(threads[0]);
 	join(threads[1]);
 	CHECK_EQ(xps_stream_failure(stream, &fail), end == DELETED ? -ENODEV : 0);
