@@ -24,6 +24,8 @@
 
 /* Giving back more than this may take longer than it takes to let the GIL go and get it again. */
 #define MUCH_MEMORY (UINT64_C(1) << 20)
+/* Whoever waits looks whether a signal came at least this often, ms: it may come to another thread. */
+#define SLICE_MS 200
 /* Items for which there is room on the stack. */
 #define FEW_ITEMS 64
 
@@ -655,6 +657,7 @@ static PyType_Spec queue_spec = {
 struct iterator {
 	PyObject object;
 	PyObject *queue; /* NULL: not set yet */
+	int ahead;       /* heaps to pop at a time */
 };
 
 static PyObject *iterator_queue(PyObject *self, void *unused)
@@ -680,13 +683,44 @@ static int iterator_set_queue(PyObject *self, PyObject *queue, void *unused)
 	return 0;
 }
 
+/*
+ * Wait until there are heaps in the queue. Python's code is not asked, because after a wait nothing of it is in the caches.
+ * Returns 1, 0 if there will be none, or -1 and an exception: that of a signal's handler, or MemoryError.
+ */
+static int wait_for_heaps(struct queue *queue, int ahead)
+{
+	while (!queue->n_heaps) {
+		const int popped = fill(queue, 1, ahead > 0 ? ahead : 1, SLICE_MS);
+
+		if (popped > 0)
+			continue; /* and whoever else reads the stream may have taken them meanwhile */
+		if (popped == -ENOMEM)
+			PyErr_NoMemory();
+		else if (popped != 0 && popped != -EINTR)
+			return 0;
+		if (PyErr_Occurred() || PyErr_CheckSignals())
+			return -1;
+	}
+	return 1;
+}
+
 static PyObject *iterator_next(PyObject *self)
 {
-	struct queue *queue = (struct queue *)((struct iterator *)self)->queue;
+	struct iterator *iterator = (struct iterator *)self;
+	struct queue *queue = (struct queue *)iterator->queue;
+	PyObject *heap = NULL;
+	int ready = 0;
 
 	if (queue && queue->n_heaps)
 		return take_one(queue);
-	return PyObject_CallMethod(self, "_wait_for_next", NULL);
+	if (queue) {
+		Py_INCREF((PyObject *)queue); /* somebody may set another one meanwhile */
+		ready = wait_for_heaps(queue, iterator->ahead);
+		if (ready > 0)
+			heap = take_one(queue);
+		Py_DECREF((PyObject *)queue);
+	}
+	return ready ? heap : PyObject_CallMethod(self, "_end_of_heaps", NULL);
 }
 
 static void iterator_dealloc(PyObject *self)
@@ -700,15 +734,25 @@ static PyGetSetDef iterator_getters[] = {
 	{ NULL, NULL, NULL, NULL, NULL },
 };
 
+static PyMemberDef iterator_members[] = {
+	{ "_batch", T_INT, offsetof(struct iterator, ahead), 0, "Heaps to pop at a time, at least 1." },
+	{ NULL, 0, 0, 0, NULL },
+};
+
 PyDoc_STRVAR(iterator_doc,
 	     "Base of a stream that is its own iterator.\n\n"
-	     "The next heap is the first in the queue ``_popped``; if there is none, it is what the method\n"
-	     "``_wait_for_next`` returns.");
+	     "The next heap is the first in the queue ``_popped``, which is filled with up to ``_batch`` heaps\n"
+	     "when it is empty. If no heap can come any more, the next is what the method ``_end_of_heaps``\n"
+	     "returns.");
 
 static PyType_Slot iterator_slots[] = {
-	{ Py_tp_doc, (void *)iterator_doc },       { Py_tp_dealloc, (void *)iterator_dealloc },
-	{ Py_tp_getset, iterator_getters },        { Py_tp_iter, (void *)PyObject_SelfIter },
-	{ Py_tp_iternext, (void *)iterator_next }, { 0, NULL },
+	{ Py_tp_doc, (void *)iterator_doc },
+	{ Py_tp_dealloc, (void *)iterator_dealloc },
+	{ Py_tp_getset, iterator_getters },
+	{ Py_tp_members, iterator_members },
+	{ Py_tp_iter, (void *)PyObject_SelfIter },
+	{ Py_tp_iternext, (void *)iterator_next },
+	{ 0, NULL },
 };
 
 static PyType_Spec iterator_spec = {

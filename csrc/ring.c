@@ -2,10 +2,10 @@
 /*
  * How it works
  *
- * The eventfd is raised when a worker has put heaps in while somebody waits for them, and lowered by the first who
- * finds the ring empty (or, once somebody polls it, by whoever empties the ring). While heaps keep coming and are being
- * taken there is no system call at all: only whoever finds nothing pays. It is raised when the lock is free again: who is
- * woken wants the lock, and may share the processor.
+ * Users in pop sleep on a futex, the count of pushes, and are woken when the lock is free again: who is woken wants the
+ * lock, and may share the processor. Whoever polls has an eventfd, which is raised when a worker has put heaps in and
+ * lowered by whoever empties the ring. Users are told once, and again when one of them has found the ring empty: so while
+ * heaps keep coming and are being taken there is no system call at all.
  *
  * Room is what neither heaps in the ring take up nor those that were popped ahead, which are in the user's hands but not
  * used yet: so the ring's capacity bounds both together. How many of these are left nobody tells; the next pop is taken
@@ -15,10 +15,13 @@
 #include "ring.h"
 
 #include <errno.h>
-#include <poll.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "bits.h"
@@ -66,8 +69,26 @@ void xps_ring_fini(struct xps_ring *ring)
 	pthread_mutex_destroy(&ring->lock);
 }
 
-/* Lock held. Whether the eventfd has to be raised; from now on it counts as if it were. */
-static bool must_raise(struct xps_ring *ring)
+/* ---------------------------------------------------------------- telling users */
+
+/* Sleep until somebody wakes us, if there was no push since there were `pushes`. Positive: look again. 0: the time is over. */
+static int sleep_on(_Atomic uint32_t *pushes, uint32_t seen, int timeout_ms)
+{
+	const struct timespec timeout = { .tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1000000L };
+
+	if (syscall(SYS_futex, pushes, FUTEX_WAIT_PRIVATE, seen, timeout_ms < 0 ? NULL : &timeout, NULL, 0) == 0 ||
+	    errno == EAGAIN)
+		return 1;
+	return errno == ETIMEDOUT ? 0 : -errno;
+}
+
+static void wake_sleepers(_Atomic uint32_t *pushes)
+{
+	syscall(SYS_futex, pushes, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* Lock held. Whether users have to be told that there are heaps; from now on it counts as if they were. */
+static bool must_tell(struct xps_ring *ring)
 {
 	if (ring->signalled || !(ring->n_waiting || ring->fd_wanted))
 		return false;
@@ -75,27 +96,36 @@ static bool must_raise(struct xps_ring *ring)
 	return true;
 }
 
-/* Unlock, and raise the eventfd. */
-static void unlock_and_raise(struct xps_ring *ring, bool raise)
+/* Lock held. */
+static void raise_fd(struct xps_ring *ring)
 {
-	/* Somebody else's poll(2) may say what the lock's holders know, and nothing else. */
-	const bool at_once = raise && ring->fd_wanted;
-
-	if (at_once)
-		eventfd_write(ring->fd, 1);
-	pthread_mutex_unlock(&ring->lock);
-	if (raise && !at_once)
-		eventfd_write(ring->fd, 1);
+	eventfd_write(ring->fd, 1);
+	ring->raised = true;
 }
 
-/* Lock held, the ring is empty and not stopped. If it is about to be raised it stays signalled, for the next to lower. */
-static void lower_fd(struct xps_ring *ring)
+/* Unlock, and tell users. */
+static void unlock_and_tell(struct xps_ring *ring, bool tell)
+{
+	const bool wake = tell && ring->n_waiting;
+
+	if (tell && ring->fd_wanted)
+		raise_fd(ring); /* under the lock: poll(2) is to say what the lock's holders know, and nothing else */
+	pthread_mutex_unlock(&ring->lock);
+	if (wake)
+		wake_sleepers(&ring->pushes);
+}
+
+/* Lock held, the ring is empty and not stopped: the next heap is news. */
+static void expect_news(struct xps_ring *ring)
 {
 	eventfd_t value;
 
-	if (ring->signalled && eventfd_read(ring->fd, &value) == 0)
-		ring->signalled = false;
+	ring->signalled = false;
+	if (ring->raised && eventfd_read(ring->fd, &value) == 0)
+		ring->raised = false;
 }
+
+/* ---------------------------------------------------------------- room */
 
 /* Lock held. Heaps that take up room. */
 static uint32_t used_of(const struct xps_ring *ring)
@@ -163,14 +193,14 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 	if (pushed < n && !ring->stopped)
 		ring->parked |= bit;
 	*room = room_in(ring);
-	unlock_and_raise(ring, ring->count && *room < used_of(ring) && must_raise(ring));
+	unlock_and_tell(ring, ring->count && *room < used_of(ring) && must_tell(ring));
 	return pushed;
 }
 
 void xps_ring_wake(struct xps_ring *ring)
 {
 	pthread_mutex_lock(&ring->lock);
-	unlock_and_raise(ring, ring->count && must_raise(ring));
+	unlock_and_tell(ring, ring->count && must_tell(ring));
 }
 
 void xps_ring_stop(struct xps_ring *ring)
@@ -180,8 +210,9 @@ void xps_ring_stop(struct xps_ring *ring)
 	atomic_fetch_add_explicit(&ring->pushes, 1, memory_order_relaxed);
 	ring->parked = 0;
 	ring->signalled = true;
-	eventfd_write(ring->fd, 1);
+	raise_fd(ring);
 	pthread_mutex_unlock(&ring->lock);
+	wake_sleepers(&ring->pushes);
 }
 
 bool xps_ring_stopped(struct xps_ring *ring)
@@ -232,21 +263,23 @@ static uint64_t unpark(struct xps_ring *ring)
 	return parked;
 }
 
-/* Take what there is. 0: nothing, and the caller has been counted as waiting if it wants to wait. */
-static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead, bool wait, uint64_t *unparked)
+/* Take what there is. 0: nothing, after `pushes`, and the caller has been counted as waiting if it wants to wait. */
+static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead, bool wait, uint32_t *pushes,
+		   uint64_t *unparked)
 {
 	int taken;
 
 	pthread_mutex_lock(&ring->lock);
+	*pushes = atomic_load_explicit(&ring->pushes, memory_order_relaxed);
 	taken = take(ring, heaps, n, ahead);
 	*unparked = unpark(ring);
 	if (taken) {
 		if (!ring->count && ring->fd_wanted && !ring->stopped)
-			lower_fd(ring);
+			expect_news(ring);
 	} else if (ring->stopped) {
 		taken = -EPIPE;
 	} else {
-		lower_fd(ring);
+		expect_news(ring);
 		ring->n_waiting += wait;
 		ring->crowd |= ring->n_waiting > 1;
 	}
@@ -255,18 +288,16 @@ static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool a
 }
 
 /* Positive: look again. `crowd` is whether others waited too. */
-static int wait_for_heap(struct xps_ring *ring, int timeout_ms, bool *crowd)
+static int wait_for_heap(struct xps_ring *ring, uint32_t pushes, int timeout_ms, bool *crowd)
 {
-	struct pollfd pollfd = { .fd = ring->fd, .events = POLLIN };
-	int ready = poll(&pollfd, 1, timeout_ms);
-	int err = errno;
+	const int ready = sleep_on(&ring->pushes, pushes, timeout_ms);
 
 	pthread_mutex_lock(&ring->lock);
 	*crowd = ring->crowd;
 	ring->n_waiting--;
 	ring->crowd &= ring->n_waiting > 0;
 	pthread_mutex_unlock(&ring->lock);
-	return ready < 0 ? -err : ready;
+	return ready;
 }
 
 static inline void relax(void)
@@ -301,11 +332,11 @@ static int pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead
 {
 	*unparked = 0;
 	for (;;) {
-		const uint32_t pushes = atomic_load_explicit(&ring->pushes, memory_order_relaxed);
 		const bool expect = timeout_ms && !*unparked &&
 				    atomic_load_explicit(&ring->resumed, memory_order_relaxed);
+		uint32_t pushes;
 		uint64_t also;
-		int popped = try_pop(ring, heaps, n, ahead, timeout_ms && !expect, &also);
+		int popped = try_pop(ring, heaps, n, ahead, timeout_ms && !expect, &pushes, &also);
 		bool crowd;
 		int ready;
 
@@ -317,7 +348,7 @@ static int pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead
 			continue;
 		}
 		/* Several users may wake for one heap: those who come too late start over, with the same time. */
-		ready = wait_for_heap(ring, timeout_ms, &crowd);
+		ready = wait_for_heap(ring, pushes, timeout_ms, &crowd);
 		if (ready <= 0)
 			return ready;
 		if (crowd)
@@ -340,8 +371,10 @@ int xps_ring_fd(struct xps_ring *ring)
 	pthread_mutex_lock(&ring->lock);
 	ring->fd_wanted = true;
 	if (!ring->count && !ring->stopped)
-		lower_fd(ring);
-	unlock_and_raise(ring, ring->count && must_raise(ring));
+		expect_news(ring);
+	else if (!ring->raised)
+		raise_fd(ring);
+	pthread_mutex_unlock(&ring->lock);
 	return ring->fd;
 }
 

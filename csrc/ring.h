@@ -17,7 +17,7 @@
 #define XPS_RING_PRODUCERS 64 /* at most, numbered from 0 */
 
 struct xps_ring {
-	pthread_mutex_t lock; /* guards all below but the last two */
+	pthread_mutex_t lock; /* guards all below but `resumed`; `pushes` may be read without it */
 	struct xps_heap **slots;
 	uint32_t n_slots, head, count;
 	uint32_t ahead;          /* heaps that were popped ahead of their time, and take up room as if they were here */
@@ -28,12 +28,13 @@ struct xps_ring {
 	uint64_t last_bytes;     /* of the heap that came last */
 	uint32_t n_waiting;      /* users in pop */
 	bool crowd;              /* several users wait, or did and one of them has not looked since */
-	int fd;                  /* eventfd; written once until somebody finds the ring empty, and at the end */
-	bool signalled;          /* it has been written, or is just being */
-	bool fd_wanted;          /* somebody polls it */
+	bool signalled;          /* users have been told of heaps since one of them last found the ring empty */
+	int fd;                  /* eventfd, for those who poll; written to tell them, and at the end */
+	bool fd_wanted;          /* there are such */
+	bool raised;             /* it has been written */
 	uint64_t parked;         /* producers that wait for room, bit by bit */
 	atomic_bool resumed;     /* one of them was woken, and has been seen to come in time since */
-	_Atomic uint32_t pushes; /* runs freely */
+	_Atomic uint32_t pushes; /* and the stop; runs freely. Users in pop sleep on it */
 	bool stopped;
 };
 

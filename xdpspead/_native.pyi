@@ -47,5 +47,6 @@ class HeapQueue(Iterator[_Heap], Generic[_Heap]):
 
 class HeapIterator:
     _popped: HeapQueue[Any]
+    _batch: int
     def __iter__(self) -> Any: ...
     def __next__(self) -> Any: ...

@@ -595,12 +595,12 @@ class Stream(_Stream, HeapIterator):
 
         def __next__(self) -> Heap | IncompleteHeap: ...
 
-    def _wait_for_next(self) -> Heap | IncompleteHeap:
-        """Pop many heaps; whoever else reads the stream finds the rest of them in `_popped`."""
+    def _end_of_heaps(self) -> Heap | IncompleteHeap:
+        """Raise what ends the iteration, or return a heap after all."""
         heaps: list[Heap | IncompleteHeap] = []
         try:
             while not heaps:
-                heaps = self._core.take(1, _SLICE_MS, self._batch)
+                heaps = self._core.take(1, _SLICE_MS)
         except Stopped:
             raise StopIteration from None
         return heaps[0]
