@@ -54,6 +54,16 @@ static inline uint64_t xps_load_be64(const void *p)
 	return be64toh(v);
 }
 
+/* Bits in which eight bytes differ from eight others, in no certain order. */
+static inline uint64_t xps_differ64(const void *p, const void *q)
+{
+	uint64_t v, w;
+
+	memcpy(&v, p, sizeof(v));
+	memcpy(&w, q, sizeof(w));
+	return v ^ w;
+}
+
 static inline uint64_t xps_min_u64(uint64_t a, uint64_t b)
 {
 	return a < b ? a : b;

@@ -112,6 +112,27 @@ static inline bool xps_packet_decode_usual(struct xps_packet *packet, const uint
 	return true;
 }
 
+/*
+ * The same for one of many that differ in their offset alone: `packet` has been decoded so from `before`, and has no
+ * items but the four. False, and nothing has changed, if it is any other.
+ */
+static inline bool xps_packet_decode_like(struct xps_packet *packet, const uint8_t *before, const uint8_t *data,
+					  size_t length)
+{
+	uint64_t offset, different;
+
+	if (unlikely(length < 40))
+		return false;
+	different = xps_differ64(before, data) | xps_differ64(before + 8, data + 8) |
+		    xps_differ64(before + 16, data + 16) | xps_differ64(before + 32, data + 32);
+	offset = xps_load_be64(data + 24) ^ XPS_USUAL_ITEM(XPS_ID_PAYLOAD_OFFSET);
+	if (different || offset >> XPS_USUAL_BITS || offset + packet->payload_length > (uint64_t)packet->heap_length)
+		return false;
+	packet->payload_offset = offset;
+	packet->pointers = data + 40;
+	return true;
+}
+
 static inline int xps_packet_decode(struct xps_packet *packet, const uint8_t *data, size_t length)
 {
 	return likely(xps_packet_decode_usual(packet, data, length)) ? 0 : xps_packet_decode_any(packet, data, length);

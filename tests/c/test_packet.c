@@ -343,6 +343,44 @@ static void test_usual_header_with_any_byte_changed_means_what_the_long_way_says
 	}
 }
 
+static bool same_packets(const struct xps_packet *a, const struct xps_packet *b)
+{
+	return a->heap_cnt == b->heap_cnt && a->payload_offset == b->payload_offset &&
+	       a->payload_length == b->payload_length && a->heap_length == b->heap_length &&
+	       a->header_size == b->header_size && a->n_pointers == b->n_pointers &&
+	       a->address_bits == b->address_bits && a->pointers == b->pointers;
+}
+
+static void test_header_like_the_one_before_means_what_the_long_way_says_or_goes_it(void)
+{
+	const struct spec spec = { .cnt = 7, .heap_length = 5000, .offset = 1000, .length = 100 };
+	enum { size = 40 };
+	uint8_t before[size + 100], data[size];
+	struct xps_packet first, packet, slow;
+	unsigned n_like = 0;
+
+	put_packet(before, &spec);
+	CHECK(xps_packet_decode_usual(&first, before, size));
+	memcpy(data, before, size);
+	for (size_t at = 0; at < size; at++) {
+		for (unsigned value = 0; value < 256; value++) {
+			data[at] = (uint8_t)value;
+			packet = first;
+			if (xps_packet_decode_like(&packet, before, data, size)) {
+				CHECK_EQ(xps_packet_decode_any(&slow, data, size), 0);
+				CHECK(same_packets(&packet, &slow));
+				n_like++;
+			} else {
+				CHECK(same_packets(&packet, &first));
+			}
+		}
+		data[at] = before[at];
+	}
+	/* Offsets: no more than 4,900 = 0x1324. Of the lowest byte all values, of the next up to 0x12; else those that were. */
+	CHECK_EQ(n_like, (size - 2) + 256 + 0x13);
+	CHECK(!xps_packet_decode_like(&packet, before, data, size - 1));
+}
+
 int main(void)
 {
 	test_every_flavour_is_decoded();
@@ -363,5 +401,6 @@ int main(void)
 	test_reserved_bytes_are_not_looked_at();
 	test_usual_header_goes_the_short_way();
 	test_usual_header_with_any_byte_changed_means_what_the_long_way_says();
+	test_header_like_the_one_before_means_what_the_long_way_says_or_goes_it();
 	return 0;
 }
