@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import operator
 import socket
 from collections.abc import Sequence
@@ -100,9 +99,21 @@ def resolve(host: str, family: int = socket.AF_UNSPEC) -> tuple[int, str]:
     return found[0][0], f"{address[0]!s}{zone}"
 
 
+def _packed(address: str) -> bytes:
+    # The module ipaddress would take a quarter of a MiB.
+    host = address.partition("%")[0]
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+
+
 def is_multicast(address: str) -> bool:
-    """Return whether an address is that of a multicast group."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_multicast
+    """Return whether an address is that of a multicast group: 224.0.0.0/4 or ff00::/8."""
+    first = _packed(address)[0]
+    return first == 0xFF if ":" in address else first >> 4 == 0xE
+
+
+def is_unspecified(address: str) -> bool:
+    """Return whether an address stands for all of a host's own: 0.0.0.0 or ::."""
+    return not any(_packed(address))
 
 
 def socket_name(family: int, address: str, port: int, interface: int = 0) -> tuple[Any, ...]:

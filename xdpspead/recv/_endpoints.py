@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .._addresses import is_multicast, resolve
+from .._addresses import is_multicast, is_unspecified, resolve
 from .._errors import TransportError
 
 #: As the user says it: host, port, and maybe the host that sends.
@@ -68,7 +67,7 @@ def _resolve_source(host: str, source: str, family: int) -> str:
         kind = "IPv4" if family == socket.AF_INET else "IPv6"
         text = f"{error} (it has to be an {kind} address, as the endpoint {host} is one)"
         raise TransportError(error.errno or 0, text, "resolve") from None
-    if is_multicast(address) or ipaddress.ip_address(address).is_unspecified:
+    if is_multicast(address) or is_unspecified(address):
         text = f"resolve: {source!r} cannot be the source of packets: it is no host's address"
         raise TransportError(errno.EINVAL, text, "resolve")
     return address

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .. import _core
+from .._addresses import is_unspecified
 from .._errors import TransportError, XdpError
 from .._log import LOGGER
 from . import _sockets, _udp, _zero_copy
@@ -141,7 +141,7 @@ def _fallback_interface(config: UdpXdpConfig, family: int) -> str | int:
 
 
 def _check_fallback(endpoint: Endpoint) -> None:
-    if endpoint.source and ipaddress.ip_address(endpoint.address).is_unspecified:
+    if endpoint.source and is_unspecified(endpoint.address):
         text = (
             f"bind: an ordinary socket cannot receive {endpoint}: it takes one source of any "
             f"address to be one of its own addresses. Say which address in the endpoint"
