@@ -14,7 +14,9 @@
  *
  * Waking a thread costs as much as handling a dozen packets. So a reader that is woken again within two naps is taken
  * off its descriptors and called by time: it *naps* for nap_ns, handles all that has come, and naps again, until two naps
- * have brought nothing. A packet then waits nap_ns at most; packets that come seldom never wait.
+ * have brought nothing. A packet then waits nap_ns at most; packets that come seldom never wait. While other readers of
+ * the worker nap, and find something, it wakes anyway: then a look at one more costs much less than being woken by it, and
+ * a reader goes on to nap until many naps have brought nothing.
  *
  * A lane is RUNNING until a reader's end or a stop item, in whichever lane, makes it ENDING: its readers are closed and
  * its window is flushed into the ring, which may block many times. Then, or as soon as the user stops the stream or its
@@ -34,6 +36,9 @@
 
 /* After XPS_POLL_LATER. */
 #define LATER_NS INT64_C(100000000)
+/* Naps that brought nothing and end it: of the only reader that naps, and of one among others. */
+#define IN_VAIN_ALONE 2
+#define IN_VAIN_AMONG_OTHERS 32
 /* Shorter ones cost more than they save. */
 #define SHORTEST_NAP_NS UINT64_C(10000)
 /* Between two looks at what has become of a source. */
@@ -523,14 +528,23 @@ static void nap(struct xps_lane *lane, struct xps_reader *reader, int64_t now)
 	xps_loop_after(lane->loop, &reader->again, (int64_t)xps_min_u64((uint64_t)length, reader->safe_nap_ns));
 }
 
+/* Whether no other reader that naps has found anything since two naps ago. */
+static bool naps_alone(const struct xps_lane *lane, const struct xps_reader *reader, int64_t now)
+{
+	const struct xps_loop_busy *busy = xps_loop_busy(lane->loop);
+
+	return busy->who == reader || now - busy->at_ns > 2 * lane->shared->nap_ns;
+}
+
 /* It found nothing at all. A nap may have been too short for that to mean anything; two were not. */
 static void nap_in_vain(struct xps_lane *lane, struct xps_reader *reader)
 {
-	if (reader->napped_in_vain)
-		unmute(lane, reader);
+	const int64_t now = xps_now_ns();
+
+	if (++reader->naps_in_vain < (naps_alone(lane, reader, now) ? IN_VAIN_ALONE : IN_VAIN_AMONG_OTHERS))
+		nap(lane, reader, now);
 	else
-		nap(lane, reader, xps_now_ns());
-	reader->napped_in_vain = reader->napping;
+		unmute(lane, reader);
 }
 
 /*
@@ -554,9 +568,11 @@ static void wait_for_more(struct xps_lane *lane, struct xps_reader *reader, bool
 		mute(lane, reader);
 	}
 	reader->safe_nap_ns = nap_that_loses_nothing(reader, now);
-	if (reader->napping)
+	if (reader->napping) {
 		nap(lane, reader, now);
-	reader->napped_in_vain = false;
+		*xps_loop_busy(lane->loop) = (struct xps_loop_busy){ .who = reader, .at_ns = now };
+	}
+	reader->naps_in_vain = 0;
 	reader->last_wait_ns = now;
 	reader->since_wait = 0;
 }

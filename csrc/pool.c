@@ -43,6 +43,7 @@ struct xps_loop {
 	struct xps_watch *running; /* taken from the again-queue in this round */
 	struct xps_watch *timed;   /* waiting for their time, in no order: they are few */
 	struct xps_loop_user *users;
+	struct xps_loop_busy busy;
 	bool closed; /* the users have been told, and no more may join */
 
 	pthread_mutex_t lock; /* guards all below */
@@ -180,6 +181,11 @@ void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t dela
 	watch->timed = true;
 	watch->next_timed = loop->timed;
 	loop->timed = watch;
+}
+
+struct xps_loop_busy *xps_loop_busy(struct xps_loop *loop)
+{
+	return &loop->busy;
 }
 
 /* Queue the watches whose time has come. Returns nanoseconds until the next is due, -1 if none is waiting. */

@@ -57,6 +57,13 @@ void xps_loop_unmute(struct xps_loop *loop, struct xps_watch *watch);
 /* [loop] Call the watch once more after the others had their turn, whatever its descriptor says. */
 void xps_loop_again(struct xps_loop *loop, struct xps_watch *watch);
 
+/* [loop] Who was last called by time and found something to do, and when. For the loop's users to keep. */
+struct xps_loop_busy {
+	const void *who;
+	int64_t at_ns;
+};
+struct xps_loop_busy *xps_loop_busy(struct xps_loop *loop);
+
 /* [loop] Call the watch after `delay_ns`, whatever its descriptor says. A later call moves the time. */
 void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns);
 

@@ -90,7 +90,7 @@ struct xps_reader {
 	bool progress;          /* a batch has begun since poll was called, or since it last found nothing more */
 	bool going_on;          /* it has not come so far yet */
 	bool napping;           /* called by time, its watches are muted */
-	bool napped_in_vain;    /* the last nap brought nothing */
+	uint32_t naps_in_vain;  /* which brought nothing, since the last that did */
 	uint64_t safe_nap_ns;   /* a longer one could lose packets, if they go on to come as they did */
 	int64_t last_wait_ns;   /* when it last found nothing more to do after some work */
 	uint64_t since_wait;    /* packets that it has brought since then */

@@ -440,7 +440,8 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 		case EMPTY:
 			if (unlikely(r->slept || r->abandoned) && is_abandoned(r))
 				lose_helper(r);
-			if (r->slept)
+			/* Else nobody waits for the sockets, and they are looked at when somebody does again. */
+			if (r->slept && !reader->napping)
 				clear_errors(r);
 			r->slept = false;
 			if (unlikely(atomic_load_explicit(&r->source->gone, memory_order_acquire)))

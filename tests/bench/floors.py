@@ -122,7 +122,7 @@ class _Floor:
     def snap(self) -> dict[str, Any]:
         stats = {name: getattr(self.counts, name) for name, _ in Counts._fields_}
         return {
-            "cpu_ns": time.process_time_ns(),
+            "cpu_ns": time.process_time_ns() - time.thread_time_ns(),
             "python_ns": library.thread_cpu_ns()[os.getpid()],
             "rss": library.rss(),
             "heaps": stats["packets"] // self.per_heap,

@@ -600,9 +600,25 @@ static void napper_close(struct xps_reader *reader)
 	(void)reader;
 }
 
-static void test_naps_end_when_two_brought_nothing(void)
+static void attach_napper(struct xps_stream *stream, struct napper *napper, const char *script)
 {
 	static const struct xps_reader_ops ops = { .name = "napper", .poll = napper_poll, .close = napper_close };
+
+	*napper = (struct napper){ .script = script };
+	napper->base = (struct xps_reader){ .ops = &ops, .watches = &napper->watch, .n_watches = 1 };
+	napper->watch.watch.fd = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+	CHECK_EQ(xps_reader_attach_to(stream, 0, &napper->base), 0);
+}
+
+/* When all of the script has been called. */
+static bool napped_as(struct napper *napper, const char *napping)
+{
+	AWAIT(__atomic_load_n(&napper->calls, __ATOMIC_ACQUIRE) == strlen(napper->script));
+	return !strcmp(napper->napping, napping);
+}
+
+static void test_naps_end_when_two_brought_nothing(void)
+{
 	struct {
 		const char *script, *napping;
 	} cases[] = {
@@ -613,21 +629,37 @@ static void test_naps_end_when_two_brought_nothing(void)
 
 	for (size_t i = 0; i < XPS_ARRAY_LEN(cases); i++) {
 		struct xps_stream_config config = config_of(4);
-		struct napper napper = { .script = cases[i].script };
 		struct xps_pool *pool = new_pool(1);
+		struct napper napper;
 		struct xps_stream *stream;
 
 		config.nap_ns = 200 * 1000 * 1000; /* long enough for the first two calls to come within two */
 		stream = new_stream(pool, &config, 1);
-		napper.base = (struct xps_reader){ .ops = &ops, .watches = &napper.watch, .n_watches = 1 };
-		napper.watch.watch.fd = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
-		CHECK_EQ(xps_reader_attach_to(stream, 0, &napper.base), 0);
-		AWAIT(__atomic_load_n(&napper.calls, __ATOMIC_ACQUIRE) == strlen(napper.script));
-		CHECK(!strcmp(napper.napping, cases[i].napping));
+		attach_napper(stream, &napper, cases[i].script);
+		CHECK(napped_as(&napper, cases[i].napping));
 		xps_stream_free(stream);
 		close(napper.watch.watch.fd);
 		xps_pool_free(pool);
 	}
+}
+
+static void test_naps_go_on_in_vain_among_others_that_find_something(void)
+{
+	struct xps_stream_config config = config_of(4);
+	struct xps_pool *pool = new_pool(1);
+	struct napper busy, idle;
+	struct xps_stream *stream;
+
+	config.nap_ns = 200 * 1000 * 1000;
+	stream = new_stream(pool, &config, 1);
+	attach_napper(stream, &busy, "PPPPPPPPPPPP");
+	attach_napper(stream, &idle, "PP......P");
+	CHECK(napped_as(&idle, "--nnnnnnn"));
+	CHECK(napped_as(&busy, "--nnnnnnnnnn"));
+	xps_stream_free(stream);
+	close(busy.watch.watch.fd);
+	close(idle.watch.watch.fd);
+	xps_pool_free(pool);
 }
 
 static void test_ends_of_all_lanes_at_once_are_one_end(void)
@@ -904,6 +936,7 @@ int main(void)
 	test_source_that_fails_after_the_end_is_not_told();
 	test_news_of_a_source_are_looked_at_though_the_lane_is_blocked();
 	test_naps_end_when_two_brought_nothing();
+	test_naps_go_on_in_vain_among_others_that_find_something();
 	test_ends_of_all_lanes_at_once_are_one_end();
 	test_stop_while_lanes_end_returns_and_accounts_for_every_heap_and_packet();
 	test_pool_that_is_stopped_stops_every_lane_blocked_or_not();

@@ -52,8 +52,8 @@ class StreamConfig(Config):
         from 0 to 1. It is made use of only while packets come faster than one in twice this time:
         then the worker looks this often instead of being woken for each packet, which costs as much
         as handling a dozen. It looks more often where the source has little room for packets, so
-        that this never fills by more than a quarter meanwhile. 0 handles every packet as soon as
-        can be. An addition of this package.
+        that this never fills by more than a quarter meanwhile. Readers that share a worker are
+        looked at together. 0 handles every packet as soon as can be. An addition of this package.
 
     Raises
     ------
