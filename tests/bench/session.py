@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     time_limit_s: float
 
 
-FULL = Plan(5, 3, 0.3, 0.8, network.Search(), 10**9, 1500)
+FULL = Plan(5, 5, 0.3, 0.8, network.Search(), 10**9, 1500)
 QUICK = Plan(1, 1, 0.1, 0.3, network.Search(trials=4, seconds=0.3, hold_s=0.5), 10**8, 240)
 
 
