@@ -759,12 +759,13 @@ def test_full_ring_holds_the_packets_back(rig):
 
 @over(lambda t: t.lossless)
 def test_slow_reader_loses_nothing(rig):
-    n = 2000
+    n = 1000
+    packets = cut(simple_heap(cnt, 2500) for cnt in range(n))
     stream = rig.stream(heaps=1)
     feeder = rig.open(stream)
 
     def feed() -> None:
-        feeder.send(cut(simple_heap(cnt, 2500) for cnt in range(n)))
+        feeder.send(packets)
         feeder.end()
 
     with meanwhile(feed):
