@@ -246,6 +246,7 @@ static void unmute(struct xps_lane *lane, struct xps_reader *reader)
 	for (uint32_t i = 0; i < reader->n_watches; i++)
 		xps_loop_unmute(lane->loop, &reader->watches[i].watch);
 	reader->napping = false;
+	reader->naps_in_vain = 0;
 }
 
 /* The lane is blocked. */

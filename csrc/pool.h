@@ -57,7 +57,7 @@ void xps_loop_unmute(struct xps_loop *loop, struct xps_watch *watch);
 /* [loop] Call the watch once more after the others had their turn, whatever its descriptor says. */
 void xps_loop_again(struct xps_loop *loop, struct xps_watch *watch);
 
-/* [loop] Who was last called by time and found something to do, and when. For the loop's users to keep. */
+/* [loop] Who of those that are called by time last found something to do, and when. For the loop's users to keep. */
 struct xps_loop_busy {
 	const void *who;
 	int64_t at_ns;

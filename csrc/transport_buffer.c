@@ -48,10 +48,8 @@ static inline uint64_t decode(struct buffer_reader *buffer, struct usual *usual,
 {
 	uint64_t length;
 
-	if (likely(usual->data && xps_packet_decode_like(&usual->packet, usual->data, data, left))) {
-		length = usual->packet.header_size + usual->packet.payload_length;
-		*packet = usual->packet;
-	} else if (likely(xps_packet_decode_usual(&usual->packet, data, left))) {
+	if (likely((usual->data && xps_packet_decode_like(&usual->packet, usual->data, data, left)) ||
+		   xps_packet_decode_usual(&usual->packet, data, left))) {
 		usual->data = usual->packet.n_pointers ? NULL : data;
 		length = usual->packet.header_size + usual->packet.payload_length;
 		*packet = usual->packet;

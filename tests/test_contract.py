@@ -759,7 +759,7 @@ def test_full_ring_holds_the_packets_back(rig):
 
 @over(lambda t: t.lossless)
 def test_slow_reader_loses_nothing(rig):
-    n = 1000
+    n = 2000
     packets = cut(simple_heap(cnt, 2500) for cnt in range(n))
     stream = rig.stream(heaps=1)
     feeder = rig.open(stream)

@@ -597,10 +597,7 @@ class Stream(_Stream, HeapIterator):
 
     def _end_of_heaps(self) -> Heap | IncompleteHeap:
         """Raise what ends the iteration, or return a heap after all."""
-        heaps: list[Heap | IncompleteHeap] = []
         try:
-            while not heaps:
-                heaps = self._core.take(1, _SLICE_MS)
+            return Stream.get(self)  # a derived class's may be a coroutine
         except Stopped:
             raise StopIteration from None
-        return heaps[0]
