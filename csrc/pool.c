@@ -41,9 +41,9 @@ struct xps_loop {
 	int n_events;
 	struct xps_watch *again, **again_tail;
 	struct xps_watch *running; /* taken from the again-queue in this round */
-	struct xps_watch *timed;   /* waiting for their time, in no order: they are few */
+	struct xps_watch *timed;   /* waiting for their time, the next one first */
 	struct xps_loop_user *users;
-	struct xps_loop_busy busy;
+	struct xps_loop_notes notes;
 	bool closed; /* the users have been told, and no more may join */
 
 	pthread_mutex_t lock; /* guards all below */
@@ -165,52 +165,61 @@ static void run_again(struct xps_loop *loop)
 
 		loop->running = watch->next;
 		watch->queued = false;
+		if (loop->running && loop->running->soon)
+			loop->running->soon(loop->running);
 		watch->ready(watch);
 	}
 }
 
 /* ---------------------------------------------------------------- time */
 
-void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns)
+/* Into the list, before those that are due at the same time: readers nap to the same moments, so this ends at once. */
+static void insert_timed(struct xps_loop *loop, struct xps_watch *watch)
+{
+	struct xps_watch **link = &loop->timed;
+
+	while (*link && (*link)->due_ns < watch->due_ns)
+		link = &(*link)->next_timed;
+	watch->next_timed = *link;
+	*link = watch;
+	watch->timed = true;
+}
+
+void xps_loop_at(struct xps_loop *loop, struct xps_watch *watch, int64_t due_ns)
 {
 	if (!watch->added)
 		return;
-	watch->due_ns = xps_now_ns() + delay_ns;
 	if (watch->timed)
-		return;
-	watch->timed = true;
-	watch->next_timed = loop->timed;
-	loop->timed = watch;
+		forget_timed(loop, watch);
+	watch->due_ns = due_ns;
+	insert_timed(loop, watch);
 }
 
-struct xps_loop_busy *xps_loop_busy(struct xps_loop *loop)
+void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns)
 {
-	return &loop->busy;
+	xps_loop_at(loop, watch, xps_now_ns() + delay_ns);
+}
+
+struct xps_loop_notes *xps_loop_notes(struct xps_loop *loop)
+{
+	return &loop->notes;
 }
 
 /* Queue the watches whose time has come. Returns nanoseconds until the next is due, -1 if none is waiting. */
 static int64_t queue_due(struct xps_loop *loop)
 {
-	struct xps_watch **link = &loop->timed;
-	int64_t now, wait = -1;
+	struct xps_watch *watch = loop->timed;
+	int64_t now;
 
-	if (!loop->timed)
+	if (!watch)
 		return -1;
 	now = xps_now_ns();
-	while (*link) {
-		struct xps_watch *watch = *link;
-
-		if (watch->due_ns <= now) {
-			*link = watch->next_timed;
-			watch->timed = false;
-			xps_loop_again(loop, watch);
-			continue;
-		}
-		if (wait < 0 || watch->due_ns - now < wait)
-			wait = watch->due_ns - now;
-		link = &watch->next_timed;
+	for (; watch && watch->due_ns <= now; watch = loop->timed) {
+		loop->timed = watch->next_timed;
+		watch->timed = false;
+		xps_loop_again(loop, watch);
 	}
-	return wait;
+	return watch ? watch->due_ns - now : -1;
 }
 
 /* ---------------------------------------------------------------- tasks */

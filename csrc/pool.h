@@ -10,6 +10,8 @@
  */
 #pragma once
 
+#include <stdatomic.h>
+
 #include "xdpspead.h"
 
 struct xps_loop;
@@ -18,6 +20,11 @@ struct xps_watch {
 	int fd;                                 /* -1: only ever called by xps_loop_again() or xps_loop_after() */
 	bool writable;                          /* wait for fd to be writable, instead of readable */
 	void (*ready)(struct xps_watch *watch); /* called when fd is ready, or as asked */
+	/*
+	 * NULL; or called when the watch is the next to be called by xps_loop_again() or xps_loop_after(), while another one
+	 * has its turn: what it is going to need can be on its way into the cache.
+	 */
+	void (*soon)(const struct xps_watch *watch);
 
 	/* the loop's */
 	bool added, muted, queued, timed;
@@ -57,15 +64,23 @@ void xps_loop_unmute(struct xps_loop *loop, struct xps_watch *watch);
 /* [loop] Call the watch once more after the others had their turn, whatever its descriptor says. */
 void xps_loop_again(struct xps_loop *loop, struct xps_watch *watch);
 
-/* [loop] Who of those that are called by time last found something to do, and when. For the loop's users to keep. */
-struct xps_loop_busy {
-	const void *who;
-	int64_t at_ns;
+#define XPS_LOOP_SLEEPERS 64
+
+/* [loop] For the loop's users to keep. */
+struct xps_loop_notes {
+	/* Who of those that are called by time last found something to do, and when. */
+	const void *busy;
+	int64_t busy_at_ns;
+	/* Futexes of those who are to be woken when all have had their turn. */
+	_Atomic uint32_t *sleepers[XPS_LOOP_SLEEPERS];
+	uint32_t n_sleepers;
 };
-struct xps_loop_busy *xps_loop_busy(struct xps_loop *loop);
+struct xps_loop_notes *xps_loop_notes(struct xps_loop *loop);
 
 /* [loop] Call the watch after `delay_ns`, whatever its descriptor says. A later call moves the time. */
 void xps_loop_after(struct xps_loop *loop, struct xps_watch *watch, int64_t delay_ns);
+/* [loop] The same at a moment, for whoever has looked at xps_now_ns() already. */
+void xps_loop_at(struct xps_loop *loop, struct xps_watch *watch, int64_t due_ns);
 
 /* Run the task on the loop soon. Posting a task that is already queued does nothing. */
 void xps_loop_post(struct xps_loop *loop, struct xps_task *task);

@@ -15,16 +15,13 @@
 #include "ring.h"
 
 #include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "bits.h"
+#include "futex.h"
 #include "heap.h"
 
 /* About what it takes to put a thread to sleep and wake it. */
@@ -71,26 +68,10 @@ void xps_ring_fini(struct xps_ring *ring)
 
 /* ---------------------------------------------------------------- telling users */
 
-/* Sleep until somebody wakes us, if there was no push since there were `pushes`. Positive: look again. 0: the time is over. */
-static int sleep_on(_Atomic uint32_t *pushes, uint32_t seen, int timeout_ms)
-{
-	const struct timespec timeout = { .tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1000000L };
-
-	if (syscall(SYS_futex, pushes, FUTEX_WAIT_PRIVATE, seen, timeout_ms < 0 ? NULL : &timeout, NULL, 0) == 0 ||
-	    errno == EAGAIN)
-		return 1;
-	return errno == ETIMEDOUT ? 0 : -errno;
-}
-
-static void wake_sleepers(_Atomic uint32_t *pushes)
-{
-	syscall(SYS_futex, pushes, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-
 /* Lock held. Whether users have to be told that there are heaps; from now on it counts as if they were. */
 static bool must_tell(struct xps_ring *ring)
 {
-	if (ring->signalled || !(ring->n_waiting || ring->fd_wanted))
+	if (ring->signalled || !(ring->n_waiting || ring->fd_wanted || ring->listener))
 		return false;
 	ring->signalled = true;
 	return true;
@@ -103,16 +84,36 @@ static void raise_fd(struct xps_ring *ring)
 	ring->raised = true;
 }
 
-/* Unlock, and tell users. */
-static void unlock_and_tell(struct xps_ring *ring, bool tell)
+/* Lock held. Returns whom to wake when it is not held any more, if anybody. */
+static _Atomic uint32_t *tell_listener(struct xps_ring *ring)
 {
-	const bool wake = tell && ring->n_waiting;
+	return ring->listener ? ring->listener->tell(ring->listener) : NULL;
+}
 
+/* Unlock, and tell users, all but waking those who sleep: gets their futexes, and returns how many these are. */
+static uint32_t unlock_and_tell(struct xps_ring *ring, bool tell, _Atomic uint32_t *sleepers[2])
+{
+	_Atomic uint32_t *others = tell ? tell_listener(ring) : NULL;
+	uint32_t n = 0;
+
+	if (tell && ring->n_waiting)
+		sleepers[n++] = &ring->pushes;
+	if (others)
+		sleepers[n++] = others;
 	if (tell && ring->fd_wanted)
 		raise_fd(ring); /* under the lock: poll(2) is to say what the lock's holders know, and nothing else */
 	pthread_mutex_unlock(&ring->lock);
-	if (wake)
-		wake_sleepers(&ring->pushes);
+	return n;
+}
+
+/* Unlock, and tell users. */
+static void unlock_and_wake(struct xps_ring *ring, bool tell)
+{
+	_Atomic uint32_t *sleepers[2];
+	const uint32_t n = unlock_and_tell(ring, tell, sleepers);
+
+	for (uint32_t i = 0; i < n; i++)
+		xps_futex_wake(sleepers[i]);
 }
 
 /* Lock held, the ring is empty and not stopped: the next heap is news. */
@@ -193,14 +194,20 @@ uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap
 	if (pushed < n && !ring->stopped)
 		ring->parked |= bit;
 	*room = room_in(ring);
-	unlock_and_tell(ring, ring->count && *room < used_of(ring) && must_tell(ring));
+	unlock_and_wake(ring, ring->count && *room < used_of(ring) && must_tell(ring));
 	return pushed;
 }
 
 void xps_ring_wake(struct xps_ring *ring)
 {
 	pthread_mutex_lock(&ring->lock);
-	unlock_and_tell(ring, ring->count && must_tell(ring));
+	unlock_and_wake(ring, ring->count && must_tell(ring));
+}
+
+uint32_t xps_ring_tell(struct xps_ring *ring, _Atomic uint32_t *sleepers[2])
+{
+	pthread_mutex_lock(&ring->lock);
+	return unlock_and_tell(ring, ring->count && must_tell(ring), sleepers);
 }
 
 void xps_ring_stop(struct xps_ring *ring)
@@ -210,9 +217,7 @@ void xps_ring_stop(struct xps_ring *ring)
 	atomic_fetch_add_explicit(&ring->pushes, 1, memory_order_relaxed);
 	ring->parked = 0;
 	ring->signalled = true;
-	raise_fd(ring);
-	pthread_mutex_unlock(&ring->lock);
-	wake_sleepers(&ring->pushes);
+	unlock_and_wake(ring, true);
 }
 
 bool xps_ring_stopped(struct xps_ring *ring)
@@ -267,6 +272,7 @@ static uint64_t unpark(struct xps_ring *ring)
 static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead, bool wait, uint32_t *pushes,
 		   uint64_t *unparked)
 {
+	_Atomic uint32_t *others = NULL;
 	int taken;
 
 	pthread_mutex_lock(&ring->lock);
@@ -274,7 +280,9 @@ static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool a
 	taken = take(ring, heaps, n, ahead);
 	*unparked = unpark(ring);
 	if (taken) {
-		if (!ring->count && ring->fd_wanted && !ring->stopped)
+		if (ring->count || ring->stopped)
+			others = tell_listener(ring); /* it was told once, and somebody has seen to that */
+		else if (ring->fd_wanted || ring->listener)
 			expect_news(ring);
 	} else if (ring->stopped) {
 		taken = -EPIPE;
@@ -284,13 +292,15 @@ static int try_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool a
 		ring->crowd |= ring->n_waiting > 1;
 	}
 	pthread_mutex_unlock(&ring->lock);
+	if (others)
+		xps_futex_wake(others);
 	return taken;
 }
 
 /* Positive: look again. `crowd` is whether others waited too. */
 static int wait_for_heap(struct xps_ring *ring, uint32_t pushes, int timeout_ms, bool *crowd)
 {
-	const int ready = sleep_on(&ring->pushes, pushes, timeout_ms);
+	const int ready = xps_futex_sleep(&ring->pushes, pushes, timeout_ms);
 
 	pthread_mutex_lock(&ring->lock);
 	*crowd = ring->crowd;
@@ -376,6 +386,21 @@ int xps_ring_fd(struct xps_ring *ring)
 		raise_fd(ring);
 	pthread_mutex_unlock(&ring->lock);
 	return ring->fd;
+}
+
+int xps_ring_listen(struct xps_ring *ring, struct xps_ring_listener *listener)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&ring->lock);
+	if (listener && ring->listener)
+		err = -EBUSY;
+	else
+		ring->listener = listener;
+	if (!err)
+		tell_listener(ring); /* of what is there already */
+	pthread_mutex_unlock(&ring->lock);
+	return err;
 }
 
 uint32_t xps_ring_size(struct xps_ring *ring)

@@ -16,25 +16,32 @@
 
 #define XPS_RING_PRODUCERS 64 /* at most, numbered from 0 */
 
+/* Who is to know when there is something in the ring, or the ring has stopped, and may know the same of other rings. */
+struct xps_ring_listener {
+	/* The ring is locked. Returns the futex of those who are to be woken when it is not any more; or NULL. */
+	_Atomic uint32_t *(*tell)(struct xps_ring_listener *listener);
+};
+
 struct xps_ring {
 	pthread_mutex_t lock; /* guards all below but `resumed`; `pushes` may be read without it */
 	struct xps_heap **slots;
 	uint32_t n_slots, head, count;
-	uint32_t ahead;          /* heaps that were popped ahead of their time, and take up room as if they were here */
-	uint32_t any_heaps;      /* so many fit in, however large */
-	uint64_t bytes;          /* of those that are here */
-	uint64_t ahead_bytes;    /* of those that were popped ahead */
-	uint64_t small_bytes;    /* as many as together have no more fit in too */
-	uint64_t last_bytes;     /* of the heap that came last */
-	uint32_t n_waiting;      /* users in pop */
-	bool crowd;              /* several users wait, or did and one of them has not looked since */
-	bool signalled;          /* users have been told of heaps since one of them last found the ring empty */
-	int fd;                  /* eventfd, for those who poll; written to tell them, and at the end */
-	bool fd_wanted;          /* there are such */
-	bool raised;             /* it has been written */
-	uint64_t parked;         /* producers that wait for room, bit by bit */
-	atomic_bool resumed;     /* one of them was woken, and has been seen to come in time since */
-	_Atomic uint32_t pushes; /* and the stop; runs freely. Users in pop sleep on it */
+	uint32_t ahead;       /* heaps that were popped ahead of their time, and take up room as if they were here */
+	uint32_t any_heaps;   /* so many fit in, however large */
+	uint64_t bytes;       /* of those that are here */
+	uint64_t ahead_bytes; /* of those that were popped ahead */
+	uint64_t small_bytes; /* as many as together have no more fit in too */
+	uint64_t last_bytes;  /* of the heap that came last */
+	uint32_t n_waiting;   /* users in pop */
+	bool crowd;           /* several users wait, or did and one of them has not looked since */
+	bool signalled;       /* users have been told of heaps since one of them last found the ring empty */
+	int fd;               /* eventfd, for those who poll; written to tell them, and at the end */
+	bool fd_wanted;       /* there are such */
+	bool raised;          /* it has been written */
+	struct xps_ring_listener *listener; /* or NULL */
+	uint64_t parked;                    /* producers that wait for room, bit by bit */
+	atomic_bool resumed;                /* one of them was woken, and has been seen to come in time since */
+	_Atomic uint32_t pushes;            /* and the stop; runs freely. Users in pop sleep on it */
 	bool stopped;
 };
 
@@ -56,6 +63,11 @@ void xps_ring_fini(struct xps_ring *ring);
 uint32_t xps_ring_push(struct xps_ring *ring, uint32_t producer, struct xps_heap *const *heaps, uint32_t n,
 		       uint32_t *room);
 void xps_ring_wake(struct xps_ring *ring);
+/*
+ * The same, but waking those who sleep is left to the caller, who may have more for them: gets the futexes to call
+ * xps_futex_wake() with, and returns how many these are.
+ */
+uint32_t xps_ring_tell(struct xps_ring *ring, _Atomic uint32_t *sleepers[2]);
 /* No more heaps will come. Waiting users wake; what is in the ring can still be popped. */
 void xps_ring_stop(struct xps_ring *ring);
 bool xps_ring_stopped(struct xps_ring *ring);
@@ -67,4 +79,10 @@ bool xps_ring_stopped(struct xps_ring *ring);
 int xps_ring_pop(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked);
 int xps_ring_pop_ahead(struct xps_ring *ring, struct xps_heap **heaps, int n, int timeout_ms, uint64_t *unparked);
 int xps_ring_fd(struct xps_ring *ring);
+/*
+ * Tell a listener now, and then: when heaps come after it was found empty, when a pop leaves some, and of the stop. So
+ * whoever pops once for each time it was told misses nothing. NULL: tell nobody any more, and from the return on nobody
+ * is being told. -EBUSY: there is another.
+ */
+int xps_ring_listen(struct xps_ring *ring, struct xps_ring_listener *listener);
 uint32_t xps_ring_size(struct xps_ring *ring);

@@ -65,6 +65,8 @@ struct xps_reader_ops {
 	 * readable, and each second besides, whatever the stream is doing; then the reader is called as ever. May be NULL.
 	 */
 	void (*look)(struct xps_reader *reader);
+	/* poll comes next, and another reader has its turn meanwhile: fetch what it will need into the cache. May be NULL. */
+	void (*soon)(const struct xps_reader *reader);
 };
 
 /* One descriptor that a reader waits for. The transport sets watch.fd, the stream all the rest. */

@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "bits.h"
+#include "copy.h"
 #include "frame.h"
 #include "stats.h"
 #include "transport.h"
@@ -460,6 +461,19 @@ static enum xps_poll reader_poll(struct xps_reader *reader)
 	return xps_reader_ended(reader) ? XPS_POLL_END : XPS_POLL_AGAIN;
 }
 
+static void reader_soon(const struct xps_reader *reader)
+{
+	const struct xdp_reader *r = XPS_CONTAINER_OF(reader, struct xdp_reader, reader);
+	const struct xps_xdp_socket *s = &r->sockets[r->turn];
+
+	xps_fetch((const uint8_t *)&r->source,
+		  offsetof(struct xdp_reader, views) - offsetof(struct xdp_reader, source));
+	xps_fetch((const uint8_t *)s, offsetof(struct xps_xdp_socket, held) + 2 * XPS_CACHE_LINE);
+	xps_fetch((const uint8_t *)&s->n_held, sizeof(*s) - offsetof(struct xps_xdp_socket, n_held));
+	__builtin_prefetch(s->rx.producer);
+	xps_fetch((const uint8_t *)xps_xdp_rx_entry(&s->rx, 0), 2 * XPS_CACHE_LINE);
+}
+
 static void reader_poll_blocked(struct xps_reader *reader)
 {
 	struct xdp_reader *r = reader_of(reader);
@@ -604,6 +618,7 @@ static const struct xps_reader_ops xdp_ops = {
 	.add_stats = reader_add_stats,
 	.poll_blocked = reader_poll_blocked,
 	.look = reader_look,
+	.soon = reader_soon,
 };
 
 static int check_config(const struct xps_xdp_reader_config *config, struct xps_fail *fail)

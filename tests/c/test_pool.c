@@ -765,6 +765,102 @@ static void test_later_time_does_not_delay_an_earlier_one(void)
 	xps_pool_free(pool);
 }
 
+/* Watches that note when they were called, and before whom they were told that they would be. */
+enum { NOTED = 12 };
+
+static struct noted {
+	struct xps_watch watch;
+	int due_ms;
+} noted[NOTED];
+static struct xps_loop *noting_loop;
+static int called[NOTED], n_called, n_foretold;
+static const struct xps_watch *foretold;
+
+static void note_call(struct xps_watch *watch)
+{
+	n_foretold += foretold == &noted[n_called < NOTED - 1 ? n_called + 1 : NOTED - 1].watch;
+	called[n_called] = XPS_CONTAINER_OF(watch, struct noted, watch)->due_ms;
+	__atomic_store_n(&n_called, n_called + 1, __ATOMIC_RELEASE);
+}
+
+static void foretell(const struct xps_watch *watch)
+{
+	foretold = watch;
+}
+
+static void start_noting(struct probe *first, struct probe *second)
+{
+	(void)first;
+	(void)second;
+	for (int i = 0; i < NOTED; i++) {
+		noted[i] = (struct noted){ .watch = { .fd = -1, .ready = note_call, .soon = foretell } };
+		CHECK_EQ(xps_loop_add(noting_loop, &noted[i].watch), 0);
+	}
+	n_called = n_foretold = 0;
+}
+
+static void stop_noting(struct probe *first, struct probe *second)
+{
+	(void)first;
+	(void)second;
+	for (int i = 0; i < NOTED; i++)
+		xps_loop_remove(noting_loop, &noted[i].watch);
+}
+
+static void after_times_in_no_order_that_move(struct probe *first, struct probe *second)
+{
+	static const int times_ms[2][NOTED] = {
+		{ 9, 1, 40, 9, 2, 3, 2, 8, 50, 1, 7, 6 },
+		{ 3, 30, 2, 9, 21, 0, 2, 14, 1, 12, 7, 28 },
+	};
+
+	(void)first;
+	(void)second;
+	for (int round = 0; round < 2; round++) {
+		for (int i = 0; i < NOTED; i++) {
+			noted[i].due_ms = times_ms[round][i];
+			xps_loop_after(noting_loop, &noted[i].watch, noted[i].due_ms * INT64_C(1000000));
+		}
+	}
+}
+
+static void test_watches_are_called_in_the_order_of_their_times(void)
+{
+	struct xps_pool *pool = new_pool(1);
+	struct probe none = { .calls = 0 };
+
+	none.loop = noting_loop = xps_pool_loop(pool);
+	on_loop(start_noting, &none, NULL);
+	on_loop(after_times_in_no_order_that_move, &none, NULL);
+	AWAIT(__atomic_load_n(&n_called, __ATOMIC_ACQUIRE) == NOTED);
+	for (int i = 1; i < NOTED; i++)
+		CHECK(called[i - 1] <= called[i]);
+	on_loop(stop_noting, &none, NULL);
+	xps_pool_free(pool);
+}
+
+static void all_again(struct probe *first, struct probe *second)
+{
+	(void)first;
+	(void)second;
+	for (int i = 0; i < NOTED; i++)
+		xps_loop_again(noting_loop, &noted[i].watch);
+}
+
+static void test_watch_is_told_while_the_one_before_it_has_its_turn(void)
+{
+	struct xps_pool *pool = new_pool(1);
+	struct probe none = { .calls = 0 };
+
+	none.loop = noting_loop = xps_pool_loop(pool);
+	on_loop(start_noting, &none, NULL);
+	on_loop(all_again, &none, NULL);
+	AWAIT(__atomic_load_n(&n_called, __ATOMIC_ACQUIRE) == NOTED);
+	on_loop(stop_noting, &none, NULL);
+	CHECK_EQ(n_foretold, NOTED); /* each time it was the one after, and at the end nobody any more */
+	xps_pool_free(pool);
+}
+
 static void after_no_time_and_removed(struct probe *first, struct probe *second)
 {
 	xps_loop_after(first->loop, &first->watch, 0);
@@ -943,6 +1039,8 @@ int main(void)
 	test_watch_is_called_after_its_time_and_once();
 	test_time_alone_wakes_the_loop();
 	test_later_time_does_not_delay_an_earlier_one();
+	test_watches_are_called_in_the_order_of_their_times();
+	test_watch_is_told_while_the_one_before_it_has_its_turn();
 	test_watch_that_was_removed_is_not_called_when_its_time_comes();
 	test_nobody_looks_at_a_watch_that_was_removed();
 

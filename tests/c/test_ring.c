@@ -5,6 +5,7 @@
 
 #include "await.h"
 #include "check.h"
+#include "futex.h"
 #include "heap.h"
 #include "ring.h"
 
@@ -548,6 +549,113 @@ static void test_descriptor_stays_readable_after_stop(void)
 	close_ring(ring);
 }
 
+/* ---------------------------------------------------------------- a listener */
+
+struct ear {
+	struct xps_ring_listener listener;
+	int told;
+};
+
+static _Atomic uint32_t *hear(struct xps_ring_listener *listener)
+{
+	XPS_CONTAINER_OF(listener, struct ear, listener)->told++;
+	return NULL;
+}
+
+/* How often it was told since the last look. */
+static int told(struct ear *ear)
+{
+	int n = ear->told;
+
+	ear->told = 0;
+	return n;
+}
+
+static void listen_to(struct xps_ring *ring, struct ear *ear)
+{
+	*ear = (struct ear){ .listener.tell = hear };
+	CHECK_EQ(xps_ring_listen(ring, &ear->listener), 0);
+}
+
+static void test_listener_is_told_at_once_and_of_heaps_after_the_ring_was_found_empty(void)
+{
+	struct xps_ring *ring = open_ring(8);
+	struct ear ear;
+
+	listen_to(ring, &ear);
+	CHECK_EQ(told(&ear), 1);
+	CHECK_EQ(pop_nothing(ring, 0), 0);
+	CHECK_EQ(told(&ear), 0);
+	push(ring, 0, 2);
+	CHECK_EQ(told(&ear), 1);
+	push(ring, 2, 1); /* it knows, and has not looked yet */
+	CHECK_EQ(told(&ear), 0);
+	pop(ring, 0);
+	CHECK_EQ(told(&ear), 1); /* there are more */
+	pop(ring, 1);
+	CHECK_EQ(told(&ear), 1);
+	pop(ring, 2); /* the last one: that counts as finding it empty */
+	CHECK_EQ(told(&ear), 0);
+	push(ring, 3, 1);
+	CHECK_EQ(told(&ear), 1);
+	close_ring(ring);
+}
+
+static void test_listener_is_told_of_the_stop_until_the_last_heap_is_gone(void)
+{
+	struct xps_ring *ring = open_ring(8);
+	struct ear ear;
+
+	push(ring, 0, 2);
+	listen_to(ring, &ear);
+	CHECK_EQ(told(&ear), 1);
+	xps_ring_stop(ring);
+	CHECK_EQ(told(&ear), 1);
+	pop(ring, 0);
+	CHECK_EQ(told(&ear), 1);
+	pop(ring, 1);
+	CHECK_EQ(told(&ear), 1); /* whoever pops now is told the end */
+	CHECK_EQ(pop_nothing(ring, 0), -EPIPE);
+	CHECK_EQ(told(&ear), 0);
+	close_ring(ring);
+}
+
+static void test_ring_has_one_listener_which_can_go(void)
+{
+	struct xps_ring *ring = open_ring(8);
+	struct ear ear, other = { .listener.tell = hear };
+
+	listen_to(ring, &ear);
+	CHECK_EQ(xps_ring_listen(ring, &other.listener), -EBUSY);
+	CHECK_EQ(told(&other), 0);
+	CHECK_EQ(xps_ring_listen(ring, NULL), 0);
+	told(&ear);
+	CHECK_EQ(pop_nothing(ring, 0), 0);
+	push(ring, 0, 1);
+	CHECK_EQ(told(&ear), 0);
+	CHECK_EQ(xps_ring_listen(ring, &other.listener), 0);
+	CHECK_EQ(told(&other), 1);
+	close_ring(ring);
+}
+
+static void test_whom_to_wake_can_be_left_to_the_caller(void)
+{
+	struct xps_ring *ring = open_ring(8);
+	_Atomic uint32_t *sleepers[2];
+	struct xps_heap *heaps[] = { new_heap(0) };
+	uint32_t room;
+	pthread_t user = start(pop_one, ring);
+
+	AWAIT(n_waiting(ring) == 1);
+	CHECK_EQ(xps_ring_push(ring, 0, heaps, 1, &room), 1);
+	CHECK_EQ(xps_ring_tell(ring, sleepers), 1);
+	CHECK(sleepers[0] == &ring->pushes);
+	CHECK_EQ(xps_ring_tell(ring, sleepers), 0); /* they have been told */
+	xps_futex_wake(sleepers[0]);
+	CHECK_EQ((intptr_t)join(user), 1);
+	close_ring(ring);
+}
+
 /* ---------------------------------------------------------------- the end */
 
 static void test_heaps_can_be_popped_after_stop_and_none_be_pushed(void)
@@ -734,6 +842,11 @@ int main(void)
 	test_descriptor_is_not_readable_when_a_waiting_user_took_the_heap();
 	test_descriptor_tells_of_new_heaps_when_the_worker_says_so();
 	test_descriptor_stays_readable_after_stop();
+
+	test_listener_is_told_at_once_and_of_heaps_after_the_ring_was_found_empty();
+	test_listener_is_told_of_the_stop_until_the_last_heap_is_gone();
+	test_ring_has_one_listener_which_can_go();
+	test_whom_to_wake_can_be_left_to_the_caller();
 
 	test_heaps_can_be_popped_after_stop_and_none_be_pushed();
 	test_stop_forgets_the_worker_that_wanted_room();
