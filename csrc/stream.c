@@ -136,6 +136,11 @@ int xps_stream_pop_ahead(struct xps_stream *stream, struct xps_heap **heaps, int
 	return popped;
 }
 
+int xps_stream_listen(struct xps_stream *stream, struct xps_ring_listener *listener)
+{
+	return xps_stream_is_ours(stream) ? xps_ring_listen(&stream->lanes.ring, listener) : -ECHILD;
+}
+
 int xps_stream_fd(struct xps_stream *stream)
 {
 	return xps_stream_is_ours(stream) ? xps_ring_fd(&stream->lanes.ring) : -ECHILD;

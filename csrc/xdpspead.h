@@ -311,6 +311,23 @@ void xps_stream_stats(struct xps_stream *stream, uint64_t *stats);
  */
 uint32_t xps_stream_queue_stats(struct xps_stream *stream, uint64_t *stats, struct xps_queue_stats *queues, uint32_t n);
 
+/*
+ * Which of several streams have something for their user: so that one thread can take the heaps of many, and is woken
+ * once for all that have some. The streams must live longer. Any number of threads may ask.
+ */
+struct xps_merge;
+
+/* EBUSY: one of the streams is part of another merge, or twice of this. ECHILD: one of them is another process's. */
+struct xps_merge *xps_merge_new(struct xps_stream *const *streams, uint32_t n, struct xps_fail *fail);
+void xps_merge_free(struct xps_merge *merge);
+/*
+ * Wait at most timeout_ms (negative: for ever) for a stream that has heaps or has stopped, and return its index, the
+ * streams in turn. Whoever is given it has to pop from that stream, once: if that leaves heaps, or gets the last ones of
+ * a stream that has stopped, its index comes again. There may be nothing to pop, where others pop too. -ETIMEDOUT,
+ * -EINTR; -ECHILD in a forked child.
+ */
+int xps_merge_next(struct xps_merge *merge, int timeout_ms);
+
 /* ---------------------------------------------------------------- readers */
 
 /*

@@ -23,6 +23,7 @@ from target import (
     drain,
     free_port,
     in_thread,
+    new_stream,
     next_heap,
     payload,
     recv,
@@ -302,6 +303,24 @@ def test_iteration_does_not_end_as_if_all_was_well(lab):
     assert heaps == [1]
     with pytest.raises(recv.XdpError, match="was deleted"):
         stream.get_nowait()
+
+
+def test_merged_streams_tell_the_end_of_one_and_go_on_with_the_others(lab):
+    stream, port = receiver(lab)
+    queue = sp.InprocQueue()
+    other = new_stream()
+    other.add_inproc_reader(queue)
+    merged = recv.MergedStreams([other, stream])
+    lab.sender(port).send(one_packet(1))
+    wait_for(lambda: stream.ringbuffer.size() == 1, "a heap")
+    deleted(lab)
+    pairs = []
+    with pytest.raises(recv.XdpError, match="was deleted"):
+        pairs.extend(merged)
+    queue.add_packet(one_packet(2))
+    queue.stop()
+    pairs.extend(merged)
+    assert [(which, heap.cnt) for which, heap in pairs] == [(stream, 1), (other, 2)]
 
 
 def test_thread_that_waits_in_get_is_told(lab):

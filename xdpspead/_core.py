@@ -783,14 +783,15 @@ class Stream:
         if heaps:
             return heaps
         if code == -errno.EPIPE:
-            self._raise_end()
+            self.raise_end()
         if code == -errno.ECHILD:
             self.require_own_process()
         if code < 0 and code != -errno.EINTR:
             _raise(code)
         return []
 
-    def _raise_end(self) -> NoReturn:
+    def raise_end(self) -> NoReturn:
+        """Raise Stopped, or what ended the stream if that was an error."""
         fail = ffi.new("struct xps_fail *")
         code = lib.xps_stream_failure(self.c, fail)
         if code == 0:

@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from typing_extensions import Buffer
 
@@ -48,5 +48,12 @@ class HeapQueue(Iterator[_Heap], Generic[_Heap]):
 class HeapIterator:
     _popped: HeapQueue[Any]
     _batch: int
+    def __iter__(self) -> Any: ...
+    def __next__(self) -> Any: ...
+
+class HeapMerge:
+    def __new__(
+        cls, streams: tuple[Any, ...], queues: tuple[HeapQueue[Any], ...], ahead: int, /
+    ) -> Self: ...
     def __iter__(self) -> Any: ...
     def __next__(self) -> Any: ...

@@ -662,6 +662,120 @@ static void test_naps_go_on_in_vain_among_others_that_find_something(void)
 	xps_pool_free(pool);
 }
 
+/*
+ * Two streams of one worker and a thread that takes the heaps of both. Each reader has a heap whenever it is called. The
+ * second of a nap takes so long that somebody who was woken for the heap of the first would be seen.
+ */
+struct pair {
+	struct xps_stream *streams[2];
+	struct xps_merge *merge;
+	struct pair_reader {
+		struct xps_reader base;
+		struct xps_reader_watch watch;
+		struct pair *pair;
+		uint64_t cnt;
+	} readers[2];
+
+	uint32_t calls; /* of both while they nap; even: a nap begins */
+	bool was_asleep;
+	uint32_t wakes_before;
+
+	/* atomic */
+	uint32_t wakes; /* times that the thread had waited and did not any more */
+	bool asleep;    /* it waits, or is just about to */
+	uint32_t checks, early;
+	bool over;
+};
+
+static void look_at_sleeper(struct pair *pair)
+{
+	const struct timespec long_enough = { .tv_nsec = 20 * 1000 * 1000 };
+
+	if (pair->calls++ % 2 == 0) {
+		pair->wakes_before = __atomic_load_n(&pair->wakes, __ATOMIC_SEQ_CST);
+		pair->was_asleep = __atomic_load_n(&pair->asleep, __ATOMIC_SEQ_CST);
+		return;
+	}
+	nanosleep(&long_enough, NULL);
+	if (!pair->was_asleep)
+		return;
+	if (__atomic_load_n(&pair->wakes, __ATOMIC_SEQ_CST) != pair->wakes_before)
+		__atomic_fetch_add(&pair->early, 1, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&pair->checks, 1, __ATOMIC_SEQ_CST);
+}
+
+static enum xps_poll pair_poll(struct xps_reader *reader)
+{
+	struct pair_reader *r = XPS_CONTAINER_OF(reader, struct pair_reader, base);
+	const struct spec spec = { .cnt = r->cnt++, .heap_length = HEAP_BYTES, .length = HEAP_BYTES };
+	uint8_t *data = new_packet(&spec);
+	const struct xps_view view = { .data = data, .length = (uint32_t)spec_size(&spec) };
+
+	if (reader->napping)
+		look_at_sleeper(r->pair);
+	xps_batch_begin(reader);
+	xps_batch_push(reader, &view, 1);
+	xps_batch_end(reader);
+	free(data);
+	return XPS_POLL_WAIT;
+}
+
+static void *take_from_both(void *argument)
+{
+	struct pair *pair = argument;
+	struct xps_heap *heap;
+
+	while (!__atomic_load_n(&pair->over, __ATOMIC_SEQ_CST)) {
+		int i = xps_merge_next(pair->merge, 0);
+
+		if (i < 0) {
+			__atomic_store_n(&pair->asleep, true, __ATOMIC_SEQ_CST);
+			i = xps_merge_next(pair->merge, DEADLINE_MS);
+			__atomic_fetch_add(&pair->wakes, 1, __ATOMIC_SEQ_CST);
+			__atomic_store_n(&pair->asleep, false, __ATOMIC_SEQ_CST);
+		}
+		CHECK(i >= 0);
+		if (xps_stream_pop(pair->streams[i], &heap, 1, 0) == 1)
+			xps_heap_free(heap);
+	}
+	return NULL;
+}
+
+static void test_who_takes_the_heaps_of_many_is_woken_once_a_nap(void)
+{
+	static const struct xps_reader_ops ops = { .name = "pair", .poll = pair_poll, .close = napper_close };
+	struct xps_stream_config config = config_of(64);
+	struct xps_pool *pool = new_pool(1);
+	struct pair pair = { .calls = 0 };
+	struct xps_fail fail = { 0 };
+	pthread_t user;
+
+	config.nap_ns = 100 * 1000 * 1000;
+	for (int i = 0; i < 2; i++)
+		pair.streams[i] = new_stream(pool, &config, 1);
+	pair.merge = xps_merge_new(pair.streams, 2, &fail);
+	CHECK(pair.merge);
+	user = start(take_from_both, &pair);
+	for (int i = 0; i < 2; i++) {
+		struct pair_reader *r = &pair.readers[i];
+
+		r->pair = &pair;
+		r->base = (struct xps_reader){ .ops = &ops, .watches = &r->watch, .n_watches = 1 };
+		r->watch.watch.fd = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+		CHECK_EQ(xps_reader_attach_to(pair.streams[i], 0, &r->base), 0);
+	}
+	AWAIT(__atomic_load_n(&pair.checks, __ATOMIC_SEQ_CST) >= 5);
+	__atomic_store_n(&pair.over, true, __ATOMIC_SEQ_CST);
+	join(user);
+	CHECK_EQ(__atomic_load_n(&pair.early, __ATOMIC_SEQ_CST), 0);
+	xps_merge_free(pair.merge);
+	for (int i = 0; i < 2; i++) {
+		xps_stream_free(pair.streams[i]);
+		close(pair.readers[i].watch.watch.fd);
+	}
+	xps_pool_free(pool);
+}
+
 static void test_ends_of_all_lanes_at_once_are_one_end(void)
 {
 	const struct xps_stream_config config = config_of(8);
@@ -937,6 +1051,7 @@ int main(void)
 	test_news_of_a_source_are_looked_at_though_the_lane_is_blocked();
 	test_naps_end_when_two_brought_nothing();
 	test_naps_go_on_in_vain_among_others_that_find_something();
+	test_who_takes_the_heaps_of_many_is_woken_once_a_nap();
 	test_ends_of_all_lanes_at_once_are_one_end();
 	test_stop_while_lanes_end_returns_and_accounts_for_every_heap_and_packet();
 	test_pool_that_is_stopped_stops_every_lane_blocked_or_not();

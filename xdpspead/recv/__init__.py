@@ -13,6 +13,7 @@ from . import stream_stat_indices
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
 from ._heap import _HeapBase as _HeapBase
+from ._merge import MergedStreams
 from ._reader import ReaderInfo
 from ._stats import QueueStats, StreamStatConfig, StreamStats
 from ._stream import Ringbuffer, Stream
@@ -43,6 +44,7 @@ __all__ = [
     "LedgerPart",
     "LedgerStage",
     "Loss",
+    "MergedStreams",
     "QueueStats",
     "RawItem",
     "ReaderInfo",

@@ -1,0 +1,473 @@
+"""Heaps of several streams in one thread: whose, in which order, when it ends, and who gets them."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+from target import DEADLINE, in_thread, new_stream, recv, sp, udp_stream, wait_for
+from wire import simple_heap
+
+pytestmark = pytest.mark.ours  # the peer has no such call
+
+
+def one_packet(cnt: int, length: int = 10) -> bytes:
+    return simple_heap(cnt, length).packets(length)[0].encode()
+
+
+def packets(n: int, first: int = 0) -> bytes:
+    return b"".join(one_packet(first + i) for i in range(n))
+
+
+class Fed:
+    """Streams, each with a queue that it reads."""
+
+    def __init__(self, n: int, heaps: int = 64, pool: Any = None) -> None:
+        self.pool = pool or sp.ThreadPool()
+        self.queues = [sp.InprocQueue() for _ in range(n)]
+        self.streams = [new_stream(pool=self.pool, heaps=heaps) for _ in range(n)]
+        for stream, queue in zip(self.streams, self.queues, strict=True):
+            stream.add_inproc_reader(queue)
+
+    def send(self, i: int, *cnts: int) -> None:
+        for cnt in cnts:
+            self.queues[i].add_packet(one_packet(cnt))
+
+    def send_and_see(self, i: int, *cnts: int) -> None:
+        """Send heaps, and wait until they are in the ring."""
+        before = self.streams[i].ringbuffer.size()
+        self.send(i, *cnts)
+        wait_for(
+            lambda: self.streams[i].ringbuffer.size() == before + len(cnts), "heaps in the ring"
+        )
+
+    def end(self) -> None:
+        for queue in self.queues:
+            queue.stop()
+
+    def merge(self) -> Any:
+        return recv.MergedStreams(self.streams)
+
+    def names(self, pairs: Any) -> list[tuple[int, int]]:
+        """Return the index of the stream, and the heap's number, of each pair."""
+        return [(self.streams.index(stream), heap.cnt) for stream, heap in pairs]
+
+
+def by_stream(pairs: list[tuple[int, int]]) -> dict[int, list[int]]:
+    heaps: dict[int, list[int]] = collections.defaultdict(list)
+    for i, cnt in pairs:
+        heaps[i].append(cnt)
+    return dict(heaps)
+
+
+def next_names(fed: Fed, merged: Any, n: int) -> list[tuple[int, int]]:
+    return fed.names(next(merged) for _ in range(n))
+
+
+# what comes
+
+
+def test_every_heap_comes_once_with_its_stream_and_each_stream_in_order():
+    fed = Fed(7)
+    merged = fed.merge()
+    got: list[tuple[int, int]] = []
+    reader = in_thread(lambda: got.extend(fed.names(merged)))
+    rng = random.Random(1)
+    sent: dict[int, list[int]] = {i: [] for i in range(7)}
+    for cnt in range(3000):
+        i = rng.randrange(7)
+        sent[i].append(cnt)
+        fed.send(i, cnt)
+        if rng.random() < 0.01:
+            time.sleep(0.001)  # the reader may fall asleep; no promise hangs on it
+    fed.end()
+    reader.join(DEADLINE)
+    assert by_stream(got) == sent
+
+
+def test_heaps_that_were_there_before_come_too():
+    fed = Fed(3)
+    fed.send_and_see(0, 1, 2)
+    fed.send_and_see(2, 3)
+    fed.end()
+    assert by_stream(fed.names(fed.merge())) == {0: [1, 2], 2: [3]}
+
+
+def test_heaps_that_iteration_has_popped_already_come_first():
+    fed = Fed(2)
+    fed.send_and_see(0, *range(20))
+    assert next(fed.streams[0]).cnt == 0
+    assert fed.streams[0].ringbuffer.size() == 19
+    fed.send_and_see(1, 50)
+    fed.end()
+    assert by_stream(fed.names(fed.merge())) == {0: list(range(1, 20)), 1: [50]}
+
+
+def test_streams_take_turns():
+    fed = Fed(3, heaps=2000)
+    fed.send_and_see(0, *range(1000))
+    fed.send_and_see(1, 5000)
+    fed.send_and_see(2, 6000)
+    merged = fed.merge()
+    # Before the heaps of the first are at their end, and before half of them.
+    first = next_names(fed, merged, 500)
+    assert {(1, 5000), (2, 6000)} <= set(first)
+    assert by_stream(first)[0] == list(range(498))
+    fed.send_and_see(1, 5001)
+    assert (1, 5001) in next_names(fed, merged, 100)
+
+
+def test_heap_that_comes_while_it_waits():
+    fed = Fed(3)
+    merged = fed.merge()
+    for round_ in range(20):
+        got: list[tuple[int, int]] = []
+        reader = in_thread(lambda got=got: got.extend(next_names(fed, merged, 1)))
+        if round_ % 2:
+            time.sleep(0.01)  # it makes it likely that the thread waits; no promise hangs on it
+        fed.send(round_ % 3, round_)
+        reader.join(DEADLINE)
+        assert got == [(round_ % 3, round_)]
+
+
+def test_incomplete_heaps_come_in_their_place_if_they_are_wanted():
+    stream = new_stream(heaps=8, ring={"contiguous_only": False})
+    half = simple_heap(1, 100).packets(50)[0].encode()
+    stream.add_buffer_reader(one_packet(0) + half + one_packet(2))
+    wait_for(lambda: stream.ringbuffer.size() == 3, "three heaps")
+    kinds = {heap.cnt: type(heap) for _, heap in recv.MergedStreams([stream])}
+    assert kinds == {0: recv.Heap, 1: recv.IncompleteHeap, 2: recv.Heap}
+
+
+def test_streams_of_several_pools_and_workers():
+    n = 400
+    fed = [Fed(2, pool=sp.ThreadPool()) for _ in range(3)]
+    streams = [stream for some in fed for stream in some.streams]
+    got: list[tuple[int, int]] = []
+
+    def read() -> None:
+        got.extend((streams.index(s), h.cnt) for s, h in recv.MergedStreams(streams))
+
+    reader = in_thread(read)
+    for cnt in range(n):
+        for some in fed:
+            some.send(cnt % 2, cnt)
+    for some in fed:
+        some.end()
+    reader.join(DEADLINE)
+    assert by_stream(got) == {i: list(range(i % 2, n, 2)) for i in range(6)}
+
+
+def test_ring_that_was_full_goes_on():
+    """A worker that waits for room is woken by whoever takes heaps, in this way too."""
+    fed = Fed(3, heaps=2)
+    for i in range(3):
+        fed.send(i, *range(300))
+    fed.end()
+    for i in range(3):
+        wait_for(lambda i=i: fed.streams[i].stats.worker_blocked, "a full ring")
+    assert by_stream(fed.names(fed.merge())) == {i: list(range(300)) for i in range(3)}
+
+
+def test_ring_holds_no_more_than_it_does_otherwise():
+    fed = Fed(2, heaps=8)
+    for i in range(2):
+        fed.send(i, *range(100))
+    fed.end()
+    for _ in fed.merge():
+        time.sleep(0.001)  # no promise hangs on it: the worker has the time to put in too many
+        assert all(stream.ringbuffer.size() <= 8 for stream in fed.streams)
+
+
+# the end
+
+
+def test_iteration_ends_when_the_last_stream_does():
+    fed = Fed(2)
+    merged = fed.merge()
+    fed.send(0, 1)
+    fed.queues[0].stop()
+    assert next_names(fed, merged, 1) == [(0, 1)]
+    fed.send(1, 2, 3)
+    fed.queues[1].stop()
+    assert fed.names(merged) == [(1, 2), (1, 3)]
+    assert list(merged) == []
+    del merged
+    assert list(fed.merge()) == []
+
+
+def test_no_streams_have_no_heaps():
+    assert list(recv.MergedStreams([])) == []
+
+
+def test_streams_that_have_stopped_have_their_heaps():
+    fed = Fed(2)
+    fed.send_and_see(0, 1, 2)
+    fed.streams[0].stop()
+    fed.streams[1].stop()
+    assert fed.names(fed.merge()) == [(0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("how", ["merge", "streams", "pool"])
+def test_stop_wakes_who_waits(how):
+    fed = Fed(3)
+    merged = fed.merge()
+    ended = []
+    reader = in_thread(lambda: ended.append(list(merged)))
+    time.sleep(0.05)  # no promise hangs on it: it makes it likely that the thread waits
+    start = time.monotonic()
+    if how == "merge":
+        merged.stop()
+    elif how == "pool":
+        fed.pool.stop()
+    else:
+        for stream in fed.streams:
+            stream.stop()
+    reader.join(DEADLINE)
+    assert ended == [[]]
+    assert time.monotonic() - start < DEADLINE / 2
+
+
+def test_leaving_the_context_stops_all_streams():
+    fed = Fed(2)
+    with fed.merge() as merged:
+        assert merged.streams == fed.streams
+    for stream in fed.streams:
+        with pytest.raises(sp.Stopped):
+            stream.get()
+
+
+# several who take
+
+
+def test_several_threads_share_it_without_losing_or_doubling_a_heap():
+    fed = Fed(4, heaps=16)
+    merged = fed.merge()
+    got: list[list[tuple[int, int]]] = [[], [], []]
+    threads = [in_thread(lambda mine=mine: mine.extend(fed.names(merged))) for mine in got]
+    for cnt in range(1000):
+        fed.send(cnt % 4, cnt)
+    fed.end()
+    for thread in threads:
+        thread.join(DEADLINE)
+    everything = sum(got, [])
+    assert sorted(everything) == sorted((cnt % 4, cnt) for cnt in range(1000))
+
+
+def test_heap_that_is_taken_from_the_stream_itself_does_not_come():
+    fed = Fed(2)
+    merged = fed.merge()
+    fed.send_and_see(0, 1, 2)
+    fed.send_and_see(1, 3)
+    assert fed.streams[0].get().cnt == 1
+    assert sorted(next_names(fed, merged, 2)) == [(0, 2), (1, 3)]
+    fed.send_and_see(0, 4)
+    assert fed.streams[0].get().cnt == 4
+    fed.send(1, 5)
+    assert next_names(fed, merged, 1) == [(1, 5)]
+    fed.end()
+    assert fed.names(merged) == []
+
+
+def test_threads_that_take_from_a_stream_itself_at_the_same_time():
+    fed = Fed(2, heaps=8)
+    merged = fed.merge()
+    got: list[list[tuple[int, int]]] = [[], []]
+
+    def steal() -> None:
+        got[1].extend((0, heap.cnt) for heap in fed.streams[0])
+
+    threads = [in_thread(lambda: got[0].extend(fed.names(merged))), in_thread(steal)]
+    for cnt in range(1000):
+        fed.send(cnt % 2, cnt)
+    fed.end()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert sorted(got[0] + got[1]) == sorted((cnt % 2, cnt) for cnt in range(1000))
+
+
+# arguments, lifetimes
+
+
+def test_stream_can_be_merged_once_at_a_time():
+    fed = Fed(3)
+    merged = recv.MergedStreams(fed.streams[:2])
+    with pytest.raises(ValueError, match=r"Stream 1 .* merged already"):
+        recv.MergedStreams([fed.streams[2], fed.streams[0]])
+    with pytest.raises(ValueError, match=r"Stream 1 .* merged already"):
+        recv.MergedStreams([fed.streams[2], fed.streams[2]])
+    fed.send(0, 7)
+    assert next_names(fed, merged, 1) == [(0, 7)]  # what failed has changed nothing
+    del merged
+    gc.collect()
+    fed.send(1, 8)
+    assert fed.names([next(fed.merge())]) == [(1, 8)]
+
+
+@pytest.mark.parametrize("bad", [None, 1, "stream", [None], ["stream"]])
+def test_what_is_no_stream_is_refused(bad):
+    with pytest.raises(TypeError):
+        recv.MergedStreams(bad)
+
+
+def test_what_is_in_the_ring_stays_there_when_the_merge_goes():
+    fed = Fed(2)
+    merged = fed.merge()
+    fed.send_and_see(0, *range(10))
+    fed.send_and_see(1, 50)
+    assert fed.names([next(merged)]) in ([(0, 0)], [(1, 50)])
+    del merged
+    fed.end()
+    rest = [heap.cnt for stream in fed.streams for heap in stream]
+    assert len(rest) == 10
+
+
+def test_merge_keeps_its_streams():
+    fed = Fed(2)
+    merged = fed.merge()
+    fed.send(1, 5)
+    fed.streams.clear()
+    gc.collect()
+    stream, heap = next(merged)
+    assert heap.cnt == 5
+    assert stream is merged.streams[1]
+
+
+def test_cycles_through_it_are_collected():
+    class Stream(recv.Stream):
+        pass
+
+    streams = [Stream(sp.ThreadPool()) for _ in range(2)]
+    merged = recv.MergedStreams(streams)
+    streams[0].merged = merged
+    merged.itself = merged
+    gone = [weakref.ref(streams[0]), weakref.ref(merged)]
+    del streams, merged
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_streams_are_whole_after_thousands_of_merges():
+    fed = Fed(8)
+    for cnt in range(2000):
+        merged = fed.merge()
+        fed.send(cnt % 8, cnt)
+        assert next_names(fed, merged, 1) == [(cnt % 8, cnt)]
+        del merged
+
+
+def test_merges_come_and_go_while_heaps_come():
+    fed = Fed(4, heaps=10_000)
+    rng = random.Random(2)
+    got: list[tuple[int, int]] = []
+    n = 4000
+
+    def feed() -> None:
+        for cnt in range(n):
+            fed.send(cnt % 4, cnt)
+        fed.end()
+
+    feeder = in_thread(feed)
+    while len(got) < n:
+        merged = fed.merge()
+        got += fed.names(itertools.islice(merged, rng.randrange(1, 50)))
+        del merged
+    feeder.join(DEADLINE)
+    assert by_stream(got) == {i: list(range(i, n, 4)) for i in range(4)}
+
+
+def test_forked_child_is_refused():
+    fed = Fed(2)
+    merged = fed.merge()
+    fed.send_and_see(0, 1)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            next(merged)
+        except RuntimeError as error:
+            status = 0 if "fork" in str(error) else 2
+        try:
+            fed.merge()
+        except RuntimeError as error:
+            status = status if "process" in str(error) else 3
+        del merged
+        os._exit(status)
+    deadline = time.monotonic() + DEADLINE
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert next_names(fed, merged, 1) == [(0, 1)]
+
+
+def test_ctrl_c_while_it_waits_takes_no_heap_away():
+    code = """
+        import target, wire
+        streams = [target.udp_stream() for _ in range(3)]
+        merged = target.recv.MergedStreams([stream for stream, _ in streams])
+        print("ready", flush=True)
+        try:
+            next(merged)
+        except KeyboardInterrupt:
+            pass
+        for cnt, (_, sender) in enumerate(streams):
+            sender.send(wire.simple_heap(cnt, 10).packets(10)[0].encode())
+        print(sorted(next(merged)[1].cnt for _ in range(3)), flush=True)
+        """
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)  # an earlier signal interrupts too, only not inside the call under test
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE)
+    finally:
+        process.kill()
+        process.wait()
+    assert (out, process.returncode) == ("[0, 1, 2]\n", 0), err
+
+
+def test_handler_of_a_signal_runs_while_it_waits_and_it_goes_on():
+    fed = Fed(2)
+    merged = fed.merge()
+    caught = threading.Event()
+    old = signal.signal(signal.SIGALRM, lambda *_: (caught.set(), fed.send(1, 9)))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert next_names(fed, merged, 1) == [(1, 9)]
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert caught.is_set()
+
+
+def test_streams_that_read_sockets():
+    made = [udp_stream() for _ in range(5)]
+    merged = recv.MergedStreams([stream for stream, _ in made])
+    for round_ in range(10):
+        for i, (_, sender) in enumerate(made):
+            sender.send(one_packet(10 * round_ + i))
+        got = {next(merged)[1].cnt for _ in made}
+        assert got == {10 * round_ + i for i in range(5)}
+    merged.stop()
