@@ -111,8 +111,13 @@ def _measure_network(session: Session, runs: int) -> None:
 def _more_steps(session: Session, bench: network.Bench, way: Receiver) -> Iterator[Step]:
     for n in STREAMS:
         load = session.load(flows=n)
-        receiver = way._replace(settings={"streams": n})
-        yield functools.partial(_cost, session, bench, "streams", n, load, receiver)
+        threads = way._replace(settings={"streams": n})
+        if way.library != OURS:  # there a thread for each stream is the only way
+            yield functools.partial(_cost, session, bench, "streams", n, load, threads)
+            continue
+        merged = way._replace(settings={"streams": n, "merged": True})
+        yield functools.partial(_cost, session, bench, "streams", n, load, merged)
+        yield functools.partial(_cost, session, bench, "streams_threads", n, load, threads)
     for n in ENDPOINTS:
         # Heap by heap, so that as few heaps are under way with many as with one.
         load = session.load(flows=n, whole_heaps=True)

@@ -130,9 +130,11 @@ _CURVES = {
     "heap_size": "size of a heap, packets of 1 KiB",
     "max_heaps": "max_heaps (dashed: all of them under way, 64 B packets)",
     "substreams": "substreams",
-    "streams": "streams on one interface, 400 kpps together",
+    "streams": "streams on one interface, 400 kpps together (dashed: a thread each)",
     "endpoints": "endpoints of a stream, 400 kpps together",
 }
+#: What stands in the same place, by the end of its name.
+_DASHED = ("full", "threads")
 
 
 def _growth(plt: Any, figures: _Figures) -> Any:
@@ -150,10 +152,11 @@ def _growth(plt: Any, figures: _Figures) -> Any:
             if over_network:
                 name += {OURS: " AF_XDP", PEER: " UDP"}[subject]
             _plot(axes, points, subject, name)
-            full = figures.curve(f"{part}_full", subject, "cpu_ns")
-            if full:
-                _plot(axes, full, subject, "_", linestyle="--")
             ticks = [x for x, _ in points]
+            for other in _DASHED:
+                points = figures.curve(f"{part}_{other}", subject, "cpu_ns")
+                if points:
+                    _plot(axes, points, subject, "_", linestyle="--")
         sizes = part in ("packet_size", "heap_size")
         if ticks:
             _log2(axes, ticks, size_name if sizes else str)

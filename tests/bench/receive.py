@@ -3,7 +3,7 @@
 ``snap`` prints counters and CPU times, ``check`` compares the latest heap with what was sent,
 ``stall SECONDS`` stops the iteration for so long, ``latencies`` prints in nanoseconds how long each
 heap took since the last call, ``quit`` (or the end of the input) ends it. Python iterates over the
-heaps and drops them, in one thread for each stream.
+heaps and drops them, in one thread for each stream, or in one for all.
 
 Either everything is left at the library's defaults, or the stream is tuned as spead2's manual
 advises: a memory pool, a longer ring, and a socket buffer of 8 MiB whatever the machine allows.
@@ -13,6 +13,8 @@ On top of either come the settings:
     Keywords for ``StreamConfig`` and ``UdpXdpConfig``.
 ``streams``
     How many streams there are, each at a port of its own.
+``merged``
+    Whether one thread takes the heaps of all of them (`recv.MergedStreams`).
 ``endpoints``
     How many ports the only stream receives.
 ``python_core``
@@ -62,7 +64,11 @@ def child(arguments: dict[str, Any]) -> None:
     except Exception as error:  # noqa: BLE001 (told to the parent, which ends this process)
         _answer({"error": f"{type(error).__name__}: {error}"})
         return
-    receivers = [_Receiver(stream, arguments) for stream in streams]
+    if settings.get("merged"):
+        heaps = (heap for _, heap in lib.recv.MergedStreams(streams))
+        receivers = [_Receiver(streams, heaps, arguments)]
+    else:
+        receivers = [_Receiver([stream], stream, arguments) for stream in streams]
     control = threading.Thread(target=obey, args=(receivers,), name="control", daemon=True)
     others = [threading.Thread(target=other.iterate) for other in receivers[1:]]
     for thread in others:
@@ -138,10 +144,11 @@ def _udp_socket(port: int) -> socket.socket:
 
 
 class _Receiver:
-    """A stream, the heaps that came out of it, and how long they took."""
+    """Streams, the heaps that came out of them, and how long they took."""
 
-    def __init__(self, stream: Any, arguments: dict[str, Any]) -> None:
-        self.stream = stream
+    def __init__(self, streams: list[Any], source: Any, arguments: dict[str, Any]) -> None:
+        self.streams = streams
+        self.source = source
         self.payload = arguments["payload"]
         self.packets_per_heap = arguments["packets_per_heap"]
         self.timestamp = arguments["timestamp"]
@@ -158,7 +165,7 @@ class _Receiver:
         if self.timestamp:
             self._iterate_timed()
             return
-        for heap in self.stream:
+        for heap in self.source:
             self.last = heap
             self.heaps += 1
             if self.stall_s:
@@ -169,7 +176,7 @@ class _Receiver:
         # The timestamp of the last packet that the heap has.
         at = (self.packets_per_heap - 1) * self.payload + packets.STAMP_SIZE
         now_ns = time.monotonic_ns
-        for heap in self.stream:
+        for heap in self.source:
             now = now_ns()
             self.last = heap
             self.heaps += 1
@@ -205,15 +212,20 @@ def obey(receivers: list[_Receiver]) -> None:
             _answer({"ns": [ns for some in taken for ns in some]})
         else:
             break
-    for receiver in receivers:
-        receiver.stream.stop()
+    for stream in _streams(receivers):
+        stream.stop()
+
+
+def _streams(receivers: list[_Receiver]) -> list[Any]:
+    return [stream for receiver in receivers for stream in receiver.streams]
 
 
 def _snap(receivers: list[_Receiver]) -> dict[str, Any]:
     threads = library.thread_cpu_ns()
     stats: dict[str, int] = {}
-    for receiver in receivers:
-        for name, value in receiver.stream.stats.items():
+    streams = _streams(receivers)
+    for stream in streams:
+        for name, value in stream.stats.items():
             stats[name] = stats.get(name, 0) + value
     return {
         # Without this thread, which asks every stream and is no part of receiving.
@@ -222,5 +234,5 @@ def _snap(receivers: list[_Receiver]) -> dict[str, Any]:
         "python_ns": sum(threads.get(receiver.thread, 0) for receiver in receivers),
         "heaps": sum(receiver.heaps for receiver in receivers),
         "stats": stats,
-        "readers": [str(reader) for reader in getattr(receivers[0].stream, "readers", [])],
+        "readers": [str(reader) for reader in getattr(streams[0], "readers", [])],
     }
