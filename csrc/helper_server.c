@@ -338,7 +338,7 @@ static int open_interface(struct xps_helper_server *server, struct xps_helper_cl
 		.mtu = p->port->config.mtu,
 		.mode = xps_xdp_port_mode(p->port),
 		.program_id = xps_xdp_port_program_id(p->port),
-		.frags = p->port->program.frags,
+		.frags = p->port->program.loaded.frags,
 	};
 	return 0;
 }

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <bpf/bpf.h>
+#include "bpf_call.h"
 
 static uint32_t entry_of(const struct xps_xdp_port *port, int slot, uint32_t queue)
 {
@@ -49,7 +49,7 @@ struct xps_xdp_port *xps_xdp_port_alloc(const struct xps_xdp_port_config *config
 	}
 	port->ops = ops;
 	port->config = *config;
-	port->program = (struct xps_xdp_program){ .fd = -1, .link_fd = -1 };
+	port->program = XPS_XDP_NO_PROGRAM;
 	if_indextoname((unsigned)config->ifindex, port->name);
 	atomic_init(&port->refs, 1);
 	pthread_mutex_init(&port->lock, NULL);
@@ -111,7 +111,7 @@ int xps_xdp_port_mode(struct xps_xdp_port *port)
 /* Memory for one entry of `counters`: a value for each possible CPU. */
 static struct xps_steer_counters *counters_alloc(const struct xps_xdp_port *port)
 {
-	return calloc(port->program.n_cpus, sizeof(struct xps_steer_counters));
+	return calloc(port->program.loaded.n_cpus, sizeof(struct xps_steer_counters));
 }
 
 static void counters_add(struct xps_steer_counters *sum, const struct xps_steer_counters *c)
@@ -133,10 +133,10 @@ static void read_counters(struct xps_xdp_port *port, int slot, bool last, struct
 	for (uint32_t queue = 0; values && queue < (uint32_t)port->config.n_queues; queue++) {
 		const uint32_t entry = entry_of(port, slot, queue);
 
-		if (bpf_map_lookup_elem(port->program.counters_fd, &entry, values))
+		if (xps_bpf_lookup(port->program.loaded.counters_fd, &entry, values))
 			continue;
 		counters[queue] = (struct xps_steer_counters){ 0 };
-		for (uint32_t cpu = 0; cpu < port->program.n_cpus; cpu++)
+		for (uint32_t cpu = 0; cpu < port->program.loaded.n_cpus; cpu++)
 			counters_add(&counters[queue], &values[cpu]);
 	}
 	free(values);
@@ -144,11 +144,11 @@ static void read_counters(struct xps_xdp_port *port, int slot, bool last, struct
 
 static void read_passed(struct xps_xdp_port *port, struct xps_steer_passed *passed)
 {
-	struct xps_steer_passed *values = calloc(port->program.n_cpus, sizeof(*values));
+	struct xps_steer_passed *values = calloc(port->program.loaded.n_cpus, sizeof(*values));
 	const uint32_t entry = 0;
 
-	if (values && !bpf_map_lookup_elem(port->program.passed_fd, &entry, values)) {
-		for (uint32_t cpu = 0; cpu < port->program.n_cpus; cpu++) {
+	if (values && !xps_bpf_lookup(port->program.loaded.passed_fd, &entry, values)) {
+		for (uint32_t cpu = 0; cpu < port->program.loaded.n_cpus; cpu++) {
 			passed->unparsed += values[cpu].unparsed;
 			passed->others += values[cpu].others;
 		}
@@ -164,7 +164,7 @@ static int zero_counters(struct xps_xdp_port *port, int slot)
 	for (uint32_t queue = 0; !err && queue < (uint32_t)port->config.n_queues; queue++) {
 		const uint32_t entry = entry_of(port, slot, queue);
 
-		if (bpf_map_update_elem(port->program.counters_fd, &entry, zeros, BPF_ANY))
+		if (xps_bpf_update(port->program.loaded.counters_fd, &entry, zeros))
 			err = -errno;
 	}
 	free(zeros);
@@ -250,7 +250,7 @@ static int set_socket(struct xps_xdp_port *port, int slot, uint32_t queue, int f
 	const uint32_t entry = entry_of(port, slot, queue);
 	int err;
 
-	if (!bpf_map_update_elem(port->program.sockets_fd, &entry, &fd, BPF_ANY))
+	if (!xps_bpf_update(port->program.loaded.sockets_fd, &entry, &fd))
 		return 0;
 	err = errno;
 	return xps_fail_set(fail, err, "steer queue",
@@ -320,7 +320,7 @@ static void clear_sockets(struct xps_xdp_port *port, int slot)
 	for (uint32_t queue = 0; queue < (uint32_t)port->config.n_queues; queue++) {
 		const uint32_t entry = entry_of(port, slot, queue);
 
-		bpf_map_delete_elem(port->program.sockets_fd, &entry);
+		xps_bpf_delete(port->program.loaded.sockets_fd, &entry);
 	}
 }
 
@@ -350,7 +350,7 @@ static struct xps_steer_target target_of(const struct xps_xdp_port *port, int sl
 
 static int map_put(int map_fd, const void *key, const struct xps_steer_target *target)
 {
-	return bpf_map_update_elem(map_fd, key, target, BPF_ANY) ? -errno : 0;
+	return xps_bpf_update(map_fd, key, target) ? -errno : 0;
 }
 
 /* Caller locks. */
@@ -360,7 +360,7 @@ static int map_source(struct xps_xdp_port *port, const struct xps_xdp_claim *cla
 
 	if (xps_xdp_is_zero(claim->key.address))
 		return 0;
-	return map_put(port->program.sources_fd, &claim->key, &target);
+	return map_put(port->program.loaded.sources_fd, &claim->key, &target);
 }
 
 /*
@@ -374,12 +374,12 @@ static int map_endpoint(struct xps_xdp_port *port, const struct xps_steer_source
 	struct xps_steer_target target;
 
 	if (!oldest) {
-		bpf_map_delete_elem(port->program.endpoints_fd, &key->to);
+		xps_bpf_delete(port->program.loaded.endpoints_fd, &key->to);
 		return 0;
 	}
 	target = target_of(port, oldest->slot);
 	target.by_source = !xps_xdp_claims_oldest(&port->claims, XPS_XDP_SAME_ALL, &any);
-	return map_put(port->program.endpoints_fd, &key->to, &target);
+	return map_put(port->program.loaded.endpoints_fd, &key->to, &target);
 }
 
 /* Packets whose port is not looked at are counted for the oldest claim on their address that is left. Caller locks. */
@@ -391,11 +391,11 @@ static int map_address(struct xps_xdp_port *port, const struct xps_steer_source 
 
 	address.port = 0;
 	if (!oldest) {
-		bpf_map_delete_elem(port->program.endpoints_fd, &address);
+		xps_bpf_delete(port->program.loaded.endpoints_fd, &address);
 		return 0;
 	}
 	target = target_of(port, oldest->slot);
-	return map_put(port->program.endpoints_fd, &address, &target);
+	return map_put(port->program.loaded.endpoints_fd, &address, &target);
 }
 
 /* Sources first, and taken out last, so that no packet counts as another source's in between. Caller locks. */
@@ -424,7 +424,7 @@ static void drop_claims(struct xps_xdp_port *port, int slot)
 	}
 	for (const struct xps_xdp_claim *claim = claims; claim; claim = claim->next)
 		if (!xps_xdp_is_zero(claim->key.address))
-			bpf_map_delete_elem(port->program.sources_fd, &claim->key);
+			xps_bpf_delete(port->program.loaded.sources_fd, &claim->key);
 	xps_xdp_claims_free_list(claims);
 }
 

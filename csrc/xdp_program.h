@@ -1,32 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * xdp_program - the steering program: its four maps, loading it, and the link that attaches it to an interface.
+ * xdp_program - the steering program: loading it with its maps, and the link that attaches it to an interface.
  *
- * The only unit that speaks to libbpf. It does not know what is in the maps; see steer.h and xdp_port.h.
+ * It does not know what is in the maps; see steer.h and xdp_port.h.
  */
 #pragma once
 
 #include "fail.h"
-
-struct bpf_object;
-
-/* Which of the programs, from the most able to the one that loads everywhere. */
-enum xps_xdp_variant {
-	XPS_XDP_FRAGS, /* takes packets in several buffers */
-	XPS_XDP_PLAIN,
-	XPS_XDP_OLD, /* for kernels before 5.18; needs CAP_PERFMON */
-};
+#include "xdp_load.h"
 
 struct xps_xdp_program {
-	struct bpf_object *object;
-	int fd;
+	struct xps_xdp_loaded loaded;
 	int link_fd; /* -1 until attached */
-	int endpoints_fd, sources_fd, sockets_fd, counters_fd, passed_fd;
 	uint32_t id;
-	uint32_t n_cpus; /* values per entry of `counters` */
-	bool frags;      /* takes packets in several buffers */
-	int mode;        /* once attached XPS_XDP_NATIVE or XPS_XDP_GENERIC */
+	int mode; /* once attached XPS_XDP_NATIVE or XPS_XDP_GENERIC */
 };
+
+#define XPS_XDP_NO_PROGRAM \
+	((struct xps_xdp_program){ .loaded = { -1, -1, -1, -1, -1, -1, .n_cpus = 0 }, .link_fd = -1 })
 
 /* Load `best`, or the next one that the kernel takes, and make its maps for `n_queues` receive queues. */
 int xps_xdp_program_load(struct xps_xdp_program *program, uint32_t n_queues, enum xps_xdp_variant best,

@@ -40,7 +40,7 @@ static int choose_frames(struct xps_xdp_queue *queue, uint64_t buffer_size, stru
 	queue->frame_size = !queue->zero_copy && packet_room(port) <= XPS_XDP_SMALL_FRAME ? XPS_XDP_SMALL_FRAME
 											  : XPS_XDP_LARGE_FRAME;
 	queue->multi_buffer = packet_room(port) > XPS_XDP_LARGE_FRAME;
-	if (queue->multi_buffer && !port->program.frags)
+	if (queue->multi_buffer && !port->program.loaded.frags)
 		return xps_fail_set(
 			fail, EMSGSIZE, step,
 			"%s has MTU %d, and packets that do not fit one frame (multi-buffer) are not to be had "

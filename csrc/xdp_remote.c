@@ -606,7 +606,7 @@ static struct xps_xdp_port *port_of(struct xps_xdp_remote *r, const struct xps_x
 	port->remote = r;
 	port->program.mode = opened->mode;
 	port->program.id = opened->program_id;
-	port->program.frags = opened->frags;
+	port->program.loaded.frags = opened->frags;
 	return port;
 }
 

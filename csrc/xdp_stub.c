@@ -17,6 +17,11 @@ bool xps_has_xdp(void)
 	return false;
 }
 
+int xps_find_libbpf(struct xps_fail *fail)
+{
+	return not_built(fail);
+}
+
 struct xps_xdp_port *xps_xdp_port_new(const struct xps_xdp_port_config *config, struct xps_fail *fail)
 {
 	(void)config;

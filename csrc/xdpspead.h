@@ -39,6 +39,8 @@ bool xps_has_gzip(void);
 bool xps_has_zstd(void);
 /* Load libpcap, as opening the first capture file does. Fails with ENOSYS if it is not there. */
 int xps_load_pcap(struct xps_fail *fail);
+/* Whether libbpf, which is opened to load the BPF program, is there: 0, or ELIBACC. */
+int xps_find_libbpf(struct xps_fail *fail);
 
 /* ---------------------------------------------------------------- log */
 

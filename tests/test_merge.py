@@ -1,4 +1,4 @@
-"""Heaps of several streams in one thread: whose, in which order, when it ends, and who gets them."""
+"""Heaps of several streams in one thread: whose, in which order, until when, and who gets them."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import errno
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -1333,3 +1334,61 @@ def test_names_that_are_imported_when_they_are_asked_for_are_listed(module):
 def test_importing_the_package_needs_no_privilege_and_no_netlink():
     code = "import sys, xdpspead.recv; sys.exit('pyroute2' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+# libbpf
+
+#: Plays a machine without libbpf.
+_WITHOUT_LIBBPF = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <string.h>
+void *dlopen(const char *name, int flags)
+{
+	void *(*next)(const char *, int) = (void *(*)(const char *, int))dlsym(RTLD_NEXT, "dlopen");
+	return next(name && strstr(name, "_xdp_load.so") ? "none.so" : name, flags);
+}
+"""
+
+_ADD_READER = """
+import errno, sys, xdpspead, xdpspead.recv as recv
+print(xdpspead.features.xdp)
+stream = recv.Stream(xdpspead.ThreadPool())
+try:
+    config = recv.UdpXdpConfig(endpoints=[(sys.argv[1], 8888)], interface=sys.argv[2])
+    stream.add_udp_xdp_reader(config)
+except recv.XdpError as error:
+    print(errno.errorcode[error.errno], error)
+maps = open("/proc/self/maps").read()
+print([name for name in ("/libbpf.so", "/libelf", "_xdp_load") if name in maps])
+print([reader.transport for reader in stream.readers])
+"""
+
+
+def _add_reader(lab, **variables):
+    process = lab.rx.popen(
+        [sys.executable, "-P", "-c", _ADD_READER, lab.rx.ipv4, lab.rx.interface],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    out, _ = process.communicate(timeout=6 * DEADLINE)
+    return out.splitlines()
+
+
+def test_libbpf_is_there_only_while_the_program_is_loaded(lab):
+    feature, loaded, readers = _add_reader(lab)
+    assert feature.startswith("xdp: yes")
+    assert (loaded, readers) == ("[]", "['udp_xdp']")
+
+
+def test_without_libbpf_the_error_and_the_features_say_what_to_install(lab, tmp_path):
+    (tmp_path / "shim.c").write_text(_WITHOUT_LIBBPF)
+    shim = tmp_path / "shim.so"
+    command = ["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"]
+    subprocess.run(command, check=True)
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {shim}".strip()
+    feature, error, loaded, readers = _add_reader(lab, LD_PRELOAD=preloaded)
+    assert re.match(r"ELIBACC load program: libbpf.*none\.so.*apt install libbpf1", error)
+    assert re.search(r"^xdp: no .*missing now.*apt install libbpf1", feature)
+    assert (loaded, readers) == ("[]", "[]")

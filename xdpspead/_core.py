@@ -86,6 +86,20 @@ def load_pcap() -> None:
         _raise(code, fail)
 
 
+def find_libbpf() -> None:
+    """See whether libbpf is there, which is opened to load the BPF program and closed after that.
+
+    Raises
+    ------
+    TransportError
+        ELIBACC if it cannot be had, ENOTSUP if this build has no use for it.
+    """
+    fail = ffi.new("struct xps_fail *")
+    code = lib.xps_find_libbpf(fail)
+    if code < 0:
+        _raise(code, fail)
+
+
 def has_gzip() -> bool:
     """Whether this build can read capture files that gzip compressed."""
     return bool(lib.xps_has_gzip())

@@ -97,7 +97,15 @@ class Features:
     def xdp(self) -> Feature:
         """Whether this build has the AF_XDP reader."""
         if _build_has_xdp():
-            return Feature("xdp", True, "built with the AF_XDP reader")
+            detail = "built with the AF_XDP reader"
+            if _libbpf_is_there():
+                return Feature("xdp", True, detail)
+            return Feature(
+                "xdp",
+                False,
+                f"{detail}, but libbpf is missing now, which loads its BPF program",
+                "Install it (Debian, Ubuntu: apt install libbpf1; Fedora: dnf install libbpf).",
+            )
         return Feature(
             "xdp",
             False,
@@ -302,6 +310,16 @@ def _build_has_library(name: str) -> bool:
     return {"pcap": _core.has_pcap, "pcap_gzip": _core.has_gzip, "pcap_zstd": _core.has_zstd}[
         name
     ]()
+
+
+def _libbpf_is_there() -> bool:
+    from xdpspead import _core
+
+    try:
+        _core.find_libbpf()
+    except OSError:
+        return False
+    return True
 
 
 def _libpcap_is_there() -> bool:

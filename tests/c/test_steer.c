@@ -86,7 +86,7 @@ static struct xps_xdp_port *open_port(int n_queues, enum xps_xdp_variant variant
 	CHECK(port);
 	if (variant == XPS_XDP_OLD)
 		use_old_program(port);
-	CHECK_EQ(port->program.frags, variant == XPS_XDP_FRAGS);
+	CHECK_EQ(port->program.loaded.frags, variant == XPS_XDP_FRAGS);
 	return port;
 }
 
@@ -129,7 +129,7 @@ static uint32_t run_on(const struct rig *rig, const struct frame *f, uint32_t qu
 	DECLARE_LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = f->bytes, .data_size_in = (uint32_t)f->length,
 			    .ctx_in = &context, .ctx_size_in = sizeof(context));
 
-	CHECK_EQ(bpf_prog_test_run_opts(rig->port->program.fd, &options), 0);
+	CHECK_EQ(bpf_prog_test_run_opts(rig->port->program.loaded.fd, &options), 0);
 	return options.retval;
 }
 
