@@ -120,12 +120,12 @@ def capture(
 ) -> bytes:
     """Return a pcap file, written from the format's description alone."""
     magic = 0xA1B23C4D if nanoseconds else 0xA1B2C3D4
-    data = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, snap, link)
+    data = bytearray(struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, snap, link))
     packets = [bytes(packet) for packet in packets]
     for packet, when in zip(packets, times or [1.7e9] * len(packets), strict=True):
         kept = packet[:snap]
         data += struct.pack(order + "IIII", int(when), 999_999, len(kept), len(packet)) + kept
-    return data
+    return bytes(data)
 
 
 def block(kind: int, body: bytes) -> bytes:
@@ -137,13 +137,13 @@ def block(kind: int, body: bytes) -> bytes:
 
 def capture_ng(links: list[int], packets: Iterable[tuple[int, bytes]]) -> bytes:
     """Return a pcapng file of several interfaces; packets are (interface, bytes)."""
-    data = block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+    data = bytearray(block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
     for link in links:
         data += block(1, struct.pack("<HHI", link, 0, 262144))
     for interface, packet in packets:
         head = struct.pack("<IIIII", interface, 0, 0, len(packet), len(packet))
         data += block(6, head + packet)
-    return data
+    return bytes(data)
 
 
 @pytest.fixture
