@@ -15,8 +15,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, NoReturn, TypeAlias
 
 from ._errors import Stopped, TransportError, XdpError
 from ._native import HeapHandle, HeapQueue, ffi, lib
@@ -298,8 +297,7 @@ class ZeroCopy(enum.IntEnum):
     JOIN = -2
 
 
-@dataclass(frozen=True)
-class XdpObtained:
+class XdpObtained(NamedTuple):
     """What an AF_XDP reader or sender really got; `native` is a reader's."""
 
     native: bool
@@ -326,8 +324,7 @@ class XdpObtained:
         )
 
 
-@dataclass(frozen=True)
-class XdpDestination:
+class XdpDestination(NamedTuple):
     """All that stands in front of the UDP payload; addresses as bytes."""
 
     source_mac: bytes

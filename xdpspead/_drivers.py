@@ -12,8 +12,7 @@ several frames are copied: only a few drivers have both, and some lose them with
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 #: Major and minor number.
 Kernel: TypeAlias = tuple[int, int]
@@ -25,8 +24,7 @@ MTU_OF_ONE_FRAME: Final = 4096 - 256 - 22
 SAFE_MTU: Final = 3000
 
 
-@dataclass(frozen=True)
-class ZeroCopy:
+class ZeroCopy(NamedTuple):
     """What is known of zero-copy with a driver.
 
     Attributes
@@ -112,8 +110,7 @@ ZERO_COPY: Final[dict[str, ZeroCopy]] = {
 }
 
 
-@dataclass(frozen=True)
-class Native:
+class Native(NamedTuple):
     """What is known of programs in native mode with a driver.
 
     Attributes

@@ -9,8 +9,7 @@ import errno
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from . import _netlink
 
@@ -69,8 +68,7 @@ def request(command: int, attributes: Mapping[int, int], *, dump: bool = False) 
 # ------------------------------------------------------------------ what a device can do
 
 
-@dataclass(frozen=True)
-class XdpFeatures:
+class XdpFeatures(NamedTuple):
     """What a driver says that it can do.
 
     Attributes

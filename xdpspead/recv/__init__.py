@@ -13,7 +13,6 @@ from . import stream_stat_indices
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
 from ._heap import _HeapBase as _HeapBase
-from ._merge import MergedStreams
 from ._reader import ReaderInfo
 from ._stats import QueueStats, StreamStatConfig, StreamStats
 from ._stream import Ringbuffer, Stream
@@ -22,15 +21,18 @@ from ._xdp_config import UdpXdpConfig
 
 if TYPE_CHECKING:
     from ._ledger import Ledger, LedgerPart, LedgerStage, Loss
+    from ._merge import MergedStreams
 else:
 
     def __getattr__(name: str) -> Any:
         """Import what few programs ask for, and what takes memory, when it is asked for."""
-        if name not in ("Ledger", "LedgerPart", "LedgerStage", "Loss"):
+        if name in ("Ledger", "LedgerPart", "LedgerStage", "Loss"):
+            from . import _ledger as module
+        elif name == "MergedStreams":
+            from . import _merge as module
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from . import _ledger
-
-        return getattr(_ledger, name)
+        return getattr(module, name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

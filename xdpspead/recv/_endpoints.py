@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .._addresses import is_multicast, is_unspecified, resolve
 from .._errors import TransportError
@@ -15,8 +14,7 @@ from .._errors import TransportError
 UserEndpoint: TypeAlias = tuple[str, int] | tuple[str, int, str]
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Where packets go, and where they come from."""
 
     family: int

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .._device_stats import DeviceStats
@@ -55,7 +54,6 @@ class Devices:
             device.close()
 
 
-@dataclass(frozen=True)
 class Owner:
     """The stream that readers are made for.
 
@@ -72,10 +70,11 @@ class Owner:
         The interfaces, and what they have lost.
     """
 
-    n_threads: int
-    stream_id: int = 0
-    settings: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    devices: Devices = field(default_factory=Devices)
+    def __init__(self, n_threads: int, stream_id: int = 0) -> None:
+        self.n_threads = n_threads
+        self.stream_id = stream_id
+        self.settings = contextlib.ExitStack()
+        self.devices = Devices()
 
     def close(self) -> None:
         """Put the settings back, and ask the interfaces no more: the stream has stopped."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import _core
 from .._drivers import (
@@ -24,8 +23,7 @@ from ._xdp_config import UdpXdpConfig
 _VARIABLE: Final = "XDPSPEAD_ZERO_COPY"
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What is asked of the kernel, and why, if that is copying."""
 
     ask: _core.ZeroCopy
