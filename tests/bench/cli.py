@@ -27,7 +27,7 @@ from bench import (
 from bench.library import LIBRARIES, OURS
 from bench.paths import BUILD
 from bench.results import Results, print_comparison, print_results, read
-from bench.session import FULL, OutOfTimeError, Session, bytecode
+from bench.session import FULL, OutOfTimeError, Session, installed
 
 GENERATORS = ("kernel", "udp", "xdp")
 
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str]) -> int:
             read(options.compare)  # before minutes are spent
         BUILD.mkdir(parents=True, exist_ok=True)
         log_path = BUILD / "receivers.log"
-        with open(log_path, "w") as log, bytecode():
+        with open(log_path, "w") as log, installed():
             build.hand_over(log_path)
             return run(options, log)
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 from unittest import mock
 
@@ -66,19 +67,46 @@ class OutOfTimeError(Exception):
 
 
 @contextlib.contextmanager
-def bytecode() -> Iterator[None]:
-    """Have processes that are started in the body use bytecode, in a folder for this once.
+def installed() -> Iterator[None]:
+    """Have processes that are started in the body use the package as users have it.
 
-    An installed package has it. An editable one's modules are compiled in each process anew, and
-    the memory that takes would be counted as that of receiving; so the child ``library`` compiles
-    them.
+    An installed package has bytecode, and nothing else of its own in memory. With an editable one
+    there is a finder that builds it, and its modules are compiled in each process anew, which would
+    be counted as memory that receiving takes. So an editable package is installed into a folder for
+    this once, and the child ``library`` compiles the packages.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="xdpspead-bench-") as folder,
-        mock.patch.dict(os.environ, {"PYTHONPYCACHEPREFIX": folder}),
-    ):
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        yield
+    with tempfile.TemporaryDirectory(prefix="xdpspead-bench-") as folder:
+        more = {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode"}
+        build = next(filter(None, (getattr(f, "_build_path", None) for f in sys.meta_path)), None)
+        if build:
+            more["PYTHONPATH"] = _install(build, f"{folder}/installed")
+            more["MESONPY_EDITABLE_SKIP"] = build
+        with mock.patch.dict(os.environ, more), mock.patch.object(sys, "path", sys.path[:]):
+            if build:
+                sys.path.insert(
+                    0, more["PYTHONPATH"]
+                )  # this process's finder is told to skip it, too
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+            yield
+
+
+def _install(build: str, folder: str) -> str:
+    """Install what was built into `folder`; return where the package is in it."""
+    import_it = [
+        sys.executable,
+        "-P",
+        "-c",
+        f"import {OURS}",
+    ]  # which builds what is not up to date
+    meson = [sys.executable, "-P", "-m", "mesonbuild.mesonmain"]
+    what = ["--no-rebuild", "--quiet", "--tags", "python-runtime"]
+    command = [*meson, "install", "-C", build, "--destdir", folder, *what]
+    try:
+        for step in (import_it, command):
+            subprocess.run(step, check=True, capture_output=True)
+        return str(next(Path(folder).rglob(f"{OURS}/__init__.py")).parents[1])
+    except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+        raise network.MeasurementError(f"{build} cannot be installed: {error}") from error
 
 
 class Session:
