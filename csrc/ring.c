@@ -263,7 +263,7 @@ static uint64_t unpark(struct xps_ring *ring)
 	if (4 * (uint64_t)room_in(ring) < room_in(ring) + used_of(ring))
 		return 0;
 	if (parked)
-		atomic_store_explicit(&ring->resumed, true, memory_order_relaxed);
+		atomic_store_explicit(&ring->expected, true, memory_order_relaxed);
 	ring->parked = 0;
 	return parked;
 }
@@ -320,8 +320,8 @@ static inline void relax(void)
 }
 
 /*
- * A producer that was parked is on its way: it has more than enough to do, and its heaps come sooner than sleeping and
- * being woken would take. If none comes that was wrong, until one is parked again.
+ * A heap is about to come, sooner than sleeping and being woken would take: a producer that was parked is on its way, and
+ * has more than enough to do; or whoever slept last was woken at once. If none comes that was wrong, until it is so again.
  */
 static void expect_push(struct xps_ring *ring, uint32_t pushes)
 {
@@ -335,7 +335,7 @@ static void expect_push(struct xps_ring *ring, uint32_t pushes)
 		}
 		sched_yield(); /* it may have to share our processor */
 	} while (xps_now_ns() < end);
-	atomic_store_explicit(&ring->resumed, false, memory_order_relaxed);
+	atomic_store_explicit(&ring->expected, false, memory_order_relaxed);
 }
 
 static int pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead, int timeout_ms, uint64_t *unparked)
@@ -343,10 +343,11 @@ static int pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead
 	*unparked = 0;
 	for (;;) {
 		const bool expect = timeout_ms && !*unparked &&
-				    atomic_load_explicit(&ring->resumed, memory_order_relaxed);
+				    atomic_load_explicit(&ring->expected, memory_order_relaxed);
 		uint32_t pushes;
 		uint64_t also;
 		int popped = try_pop(ring, heaps, n, ahead, timeout_ms && !expect, &pushes, &also);
+		int64_t begin;
 		bool crowd;
 		int ready;
 
@@ -358,9 +359,12 @@ static int pop(struct xps_ring *ring, struct xps_heap **heaps, int n, bool ahead
 			continue;
 		}
 		/* Several users may wake for one heap: those who come too late start over, with the same time. */
+		begin = xps_now_ns();
 		ready = wait_for_heap(ring, pushes, timeout_ms, &crowd);
 		if (ready <= 0)
 			return ready;
+		if (xps_now_ns() - begin < EXPECT_NS)
+			atomic_store_explicit(&ring->expected, true, memory_order_relaxed);
 		if (crowd)
 			n = 1; /* something for everybody */
 	}

@@ -23,7 +23,7 @@ struct xps_ring_listener {
 };
 
 struct xps_ring {
-	pthread_mutex_t lock; /* guards all below but `resumed`; `pushes` may be read without it */
+	pthread_mutex_t lock; /* guards all below but `expected`; `pushes` may be read without it */
 	struct xps_heap **slots;
 	uint32_t n_slots, head, count;
 	uint32_t ahead;       /* heaps that were popped ahead of their time, and take up room as if they were here */
@@ -40,8 +40,8 @@ struct xps_ring {
 	bool raised;          /* it has been written */
 	struct xps_ring_listener *listener; /* or NULL */
 	uint64_t parked;                    /* producers that wait for room, bit by bit */
-	atomic_bool resumed;                /* one of them was woken, and has been seen to come in time since */
-	_Atomic uint32_t pushes;            /* and the stop; runs freely. Users in pop sleep on it */
+	atomic_bool expected;    /* a heap is: sleeping and being woken would take longer than it takes to come */
+	_Atomic uint32_t pushes; /* and the stop; runs freely. Users in pop sleep on it */
 	bool stopped;
 };
 

@@ -7,7 +7,6 @@ knobs are real. When the worker calls the driver and when not is tested in C, in
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import socket
@@ -110,7 +109,7 @@ def tell_napis(lab, monkeypatch):
     def add_xdp_reader(self, port, owner, endpoints, joined, queues, *args):
         obtained = true(self, port, owner, endpoints, joined, queues, *args)
         napi_ids = tuple(told[queue] for queue in queues)
-        return dataclasses.replace(obtained, busy_poll=True, napi_ids=napi_ids)
+        return obtained._replace(busy_poll=True, napi_ids=napi_ids)
 
     monkeypatch.setattr(_core.Stream, "add_xdp_reader", add_xdp_reader)
     return told
@@ -202,13 +201,13 @@ def test_dropping_the_stream_puts_the_knobs_back(lab, tell_napis):
 
 
 KILLED = """
-    import dataclasses, sys
+    import sys
     import target
     from xdpspead import _core
 
     true = _core.Stream.add_xdp_reader
-    _core.Stream.add_xdp_reader = lambda *args: dataclasses.replace(
-        true(*args), busy_poll=True, napi_ids={napi_ids!r})
+    _core.Stream.add_xdp_reader = lambda *args: true(*args)._replace(
+        busy_poll=True, napi_ids={napi_ids!r})
     stream = target.new_stream()
     stream.add_udp_xdp_reader(target.recv.UdpXdpConfig(
         endpoints=[({host!r}, 7400)], interface={interface!r}, busy_poll=True))
