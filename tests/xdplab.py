@@ -44,7 +44,8 @@ from xdpspead._netlab import VethLab
 
 _REQUIRED = os.environ.get("XDPSPEAD_REQUIRE_XDP") == "1"
 
-_ports = itertools.count(20_000)
+#: None that target.free_port() gives out: readers of both may be on one interface.
+_ports = itertools.count(2_000)
 
 _SOL_XDP = 283
 _AF_XDP = 44
