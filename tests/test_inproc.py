@@ -449,6 +449,9 @@ def test_queues_and_readers_leave_no_descriptor_and_no_packet_behind():
         stream.stop()
 
     def resident() -> int:
+        with open("/proc/self/maps") as file:
+            if "libasan" in file.read():  # which keeps what is freed for a while
+                return 0
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
