@@ -95,6 +95,15 @@ def _libraries(program: Path) -> Iterator[Path]:
         yield Path(path)
 
 
+def _libpcap() -> Iterator[Path]:
+    """Go through libpcap and what it loads; the package opens it by name, so ``ldd`` is silent."""
+    code = "from xdpspead import _core; _core.load_pcap(); print(open('/proc/self/maps').read())"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    for path in sorted(set(re.findall(r"/\S*/libpcap\.so\S*", done.stdout))):
+        yield from Path(path).parent.glob("libpcap.so.*")
+        yield from _libraries(Path(path))
+
+
 # ------------------------------------------------------------------ layers
 
 
@@ -212,6 +221,8 @@ def package_layer(path: Path) -> Path:
         for module in package.parent.glob("*.so"):
             for shared in _libraries(module):
                 archive.copy(shared)
+        for shared in _libpcap():
+            archive.copy(shared)
         for source in _TESTS.glob("*.py"):
             archive.copy(source, f"tests/{source.name}")
         for source in (_TESTS / "vm").glob("*.py"):
