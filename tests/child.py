@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+
+
+def start_python(*code: str) -> subprocess.Popen[str]:
+    """Start pieces of code, which find the modules of this folder, each indented as it likes."""
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", "\n".join(map(textwrap.dedent, code))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+
+
+def _output(process: subprocess.Popen[str], timeout: float) -> str:
+    """Return what a process prints until it ends, which it has to do well."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, f"{out}\n{err}"
+    return out
 
 
 def run_python(*code: str, timeout: float = 60.0) -> str:
@@ -19,13 +44,22 @@ def run_python(*code: str, timeout: float = 60.0) -> str:
     timeout
         Seconds after which it counts as hanging.
     """
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", "\n".join(map(textwrap.dedent, code))],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return _output(start_python(*code), timeout)
+
+
+def run_signalled(code: str, number: int = signal.SIGINT, timeout: float = 10.0) -> str:
+    """Send a signal to code that has printed "ready"; return what else it prints.
+
+    The signal comes so much later that the code most likely is in the call that follows.
+    """
+    process = start_python(code)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n", process.communicate(timeout=timeout)[1]
+        time.sleep(0.2)  # an earlier signal interrupts too, only not inside the call under test
+        process.send_signal(number)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return _output(process, timeout)

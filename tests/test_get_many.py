@@ -6,16 +6,11 @@ import asyncio
 import gc
 import importlib
 import math
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
+from child import run_signalled
 from target import DEADLINE, PACKAGE, in_thread, new_stream, recv, sp, udp_stream, wait_for
 from wire import join, simple_heap
 
@@ -208,24 +203,7 @@ def test_ctrl_c_while_it_waits_takes_no_heap_away():
             got += [heap.cnt for heap in stream.get_many(3)]
         print(got, flush=True)
         """
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)  # an earlier signal interrupts too, only not inside the call under test
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=DEADLINE)
-    finally:
-        process.kill()
-        process.wait()
-    assert (out, process.returncode) == ("[10, 11, 12]\n", 0), err
+    assert run_signalled(code) == "[10, 11, 12]\n"
 
 
 # asyncio

@@ -8,16 +8,13 @@ import itertools
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
+from child import run_signalled
 from target import DEADLINE, in_thread, new_stream, recv, sp, udp_stream, wait_for
 from wire import simple_heap
 
@@ -429,24 +426,7 @@ def test_ctrl_c_while_it_waits_takes_no_heap_away():
             sender.send(wire.simple_heap(cnt, 10).packets(10)[0].encode())
         print(sorted(next(merged)[1].cnt for _ in range(3)), flush=True)
         """
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)  # an earlier signal interrupts too, only not inside the call under test
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=DEADLINE)
-    finally:
-        process.kill()
-        process.wait()
-    assert (out, process.returncode) == ("[0, 1, 2]\n", 0), err
+    assert run_signalled(code) == "[0, 1, 2]\n"
 
 
 def test_handler_of_a_signal_runs_while_it_waits_and_it_goes_on():

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
 import select
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from child import run_python, run_signalled
 from target import (
     DEADLINE,
     LOGGER,
@@ -668,25 +664,9 @@ def test_blocked_network_reader_is_logged(caplog):
 # Ctrl-C and exit
 
 
-def child(code: str, **kwargs) -> subprocess.Popen:
-    """Start Python with `code`, which finds the modules of this folder."""
-    environment = {**os.environ}
-    paths = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **kwargs,
-    )
-
-
 @pytest.mark.parametrize("wait", ["stream.get()", "next(stream)", "list(stream)"])
 def test_ctrl_c_interrupts_a_blocked_get(wait):
-    process = child(
-        f"""
+    code = f"""
         import target
         stream, sender = target.udp_stream()
         print("ready", flush=True)
@@ -695,21 +675,11 @@ def test_ctrl_c_interrupts_a_blocked_get(wait):
         except KeyboardInterrupt:
             print("interrupted", flush=True)
         """
-    )
-    try:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)  # an earlier signal interrupts too, only not inside the call under test
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=DEADLINE)
-    finally:
-        process.kill()
-        process.wait()
-    assert (out, process.returncode) == ("interrupted\n", 0), err
+    assert run_signalled(code) == "interrupted\n"
 
 
 def test_signal_handler_runs_during_get_and_get_goes_on():
-    process = child(
-        """
+    code = """
         import signal, target
         stream, sender = target.udp_stream()
         def handler(*args):
@@ -719,16 +689,7 @@ def test_signal_handler_runs_during_get_and_get_goes_on():
         print("ready", flush=True)
         print(stream.get().cnt, flush=True)
         """
-    )
-    try:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)
-        process.send_signal(signal.SIGUSR1)
-        out, err = process.communicate(timeout=DEADLINE)
-    finally:
-        process.kill()
-        process.wait()
-    assert (out, process.returncode) == ("handled\n3\n", 0), err
+    assert run_signalled(code, signal.SIGUSR1) == "handled\n3\n"
 
 
 @pytest.mark.parametrize(
@@ -742,20 +703,13 @@ def test_signal_handler_runs_during_get_and_get_goes_on():
     ],
 )
 def test_interpreter_exits_cleanly_with_a_live_stream(state):
-    process = child(
-        f"""
+    code = f"""
         import target
         stream, sender = target.udp_stream()
         sender.send(target.wire.simple_heap(3, 10).packets()[0])
         {state}
         """
-    )
-    try:
-        out, err = process.communicate(timeout=DEADLINE)
-    finally:
-        process.kill()
-        process.wait()
-    assert (process.returncode, out) == (0, ""), err
+    assert run_python(code, timeout=DEADLINE) == ""
 
 
 # Ours
