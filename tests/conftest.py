@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -72,6 +72,32 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).with_name("ethtool_shim.c")
     subprocess.run([*command, source, "-o", library, "-ldl"], check=True)
     return library
+
+
+_MISSING = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <string.h>
+void *dlopen(const char *name, int flags)
+{
+	void *(*next)(const char *, int) = (void *(*)(const char *, int))dlsym(RTLD_NEXT, "dlopen");
+	return next(name && strstr(name, MISSING) ? "none.so" : name, flags);
+}
+"""
+
+
+@pytest.fixture
+def without_library(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """Return what gives the variables of a process that finds no library of a certain name."""
+
+    def without(name: str) -> dict[str, str]:
+        source, library = tmp_path / "missing.c", tmp_path / "missing.so"
+        source.write_text(_MISSING)
+        command = ["cc", "-shared", "-fPIC", f'-DMISSING="{name}"', "-o", library, source, "-ldl"]
+        subprocess.run(command, check=True)
+        return {"LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
+
+    return without
 
 
 @pytest.fixture(autouse=True)

@@ -1213,18 +1213,6 @@ def test_fragments_that_the_kernel_made(tmp_path):
 
 # ------------------------------------------------------------------ libpcap
 
-#: Plays a machine without libpcap.
-_WITHOUT_LIBPCAP = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <string.h>
-void *dlopen(const char *name, int flags)
-{
-	void *(*next)(const char *, int) = (void *(*)(const char *, int))dlsym(RTLD_NEXT, "dlopen");
-	return next(name && strstr(name, "libpcap.so") ? "none.so" : name, flags);
-}
-"""
-
 _TELL = """
 import errno, sys, xdpspead, xdpspead.recv
 def is_loaded():
@@ -1260,13 +1248,8 @@ def test_libpcap_is_loaded_with_the_first_file_and_not_before(some_file):
 
 
 @pytest.mark.ours
-def test_without_libpcap_the_error_and_the_features_say_what_to_install(some_file, tmp_path):
-    (tmp_path / "shim.c").write_text(_WITHOUT_LIBPCAP)
-    shim = tmp_path / "shim.so"
-    command = ["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"]
-    subprocess.run(command, check=True)
-    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {shim}".strip()
-    error, loaded, features = tell(some_file, LD_PRELOAD=preloaded)
+def test_without_libpcap_the_error_and_the_features_say_what_to_install(some_file, without_library):
+    error, loaded, features = tell(some_file, **without_library("libpcap.so"))
     assert re.match(r"ENOSYS load libpcap: .*none\.so.*apt install libpcap0\.8", error)
     assert loaded == "[False, False]"
     assert re.search(r"available=False.*missing now.*apt install libpcap0\.8.* False$", features)

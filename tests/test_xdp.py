@@ -1338,18 +1338,6 @@ def test_importing_the_package_needs_no_privilege_and_no_netlink():
 
 # libbpf
 
-#: Plays a machine without libbpf.
-_WITHOUT_LIBBPF = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <string.h>
-void *dlopen(const char *name, int flags)
-{
-	void *(*next)(const char *, int) = (void *(*)(const char *, int))dlsym(RTLD_NEXT, "dlopen");
-	return next(name && strstr(name, "_xdp_load.so") ? "none.so" : name, flags);
-}
-"""
-
 _ADD_READER = """
 import errno, sys, xdpspead, xdpspead.recv as recv
 print(xdpspead.features.xdp)
@@ -1382,13 +1370,9 @@ def test_libbpf_is_there_only_while_the_program_is_loaded(lab):
     assert (loaded, readers) == ("[]", "['udp_xdp']")
 
 
-def test_without_libbpf_the_error_and_the_features_say_what_to_install(lab, tmp_path):
-    (tmp_path / "shim.c").write_text(_WITHOUT_LIBBPF)
-    shim = tmp_path / "shim.so"
-    command = ["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"]
-    subprocess.run(command, check=True)
-    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {shim}".strip()
-    feature, error, loaded, readers = _add_reader(lab, LD_PRELOAD=preloaded)
+def test_without_libbpf_the_error_and_the_features_say_what_to_install(lab, without_library):
+    variables = without_library("_xdp_load.so")
+    feature, error, loaded, readers = _add_reader(lab, **variables)
     assert re.match(r"ELIBACC load program: libbpf.*none\.so.*apt install libbpf1", error)
     assert re.search(r"^xdp: no .*missing now.*apt install libbpf1", feature)
     assert (loaded, readers) == ("[]", "[]")
