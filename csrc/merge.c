@@ -100,12 +100,6 @@ int xps_merge_next(struct xps_merge *merge, int timeout_ms)
 	}
 }
 
-static void leave(struct xps_merge *merge, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		xps_stream_listen(merge->members[i].stream, NULL);
-}
-
 struct xps_merge *xps_merge_new(struct xps_stream *const *streams, uint32_t n, struct xps_fail *fail)
 {
 	struct xps_merge *merge = calloc(1, sizeof(*merge) + n * sizeof(merge->members[0]));
@@ -144,7 +138,8 @@ void xps_merge_free(struct xps_merge *merge)
 	if (!merge)
 		return;
 	if (xps_process_is(merge->process)) { /* else somebody who is not there may hold a lock */
-		leave(merge, merge->n_members);
+		for (uint32_t i = 0; i < merge->n_members; i++)
+			xps_stream_listen(merge->members[i].stream, NULL);
 		pthread_mutex_destroy(&merge->lock);
 	}
 	free(merge);

@@ -124,7 +124,7 @@ def no_sums_of_others(request: pytest.FixtureRequest) -> None:
     """
     if "caplog" in request.fixturenames:
         while len(_last_lines) == 10 and time.monotonic() - _last_lines[0] < 1.5:
-            time.sleep(0.05)
+            time.sleep(0.05)  # between looks at the clock
         handler = request.getfixturevalue("caplog").handler
         handler.addFilter(lambda record: not record.getMessage().endswith(" in the last second"))
 
