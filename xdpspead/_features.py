@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -315,18 +315,18 @@ def _build_has_library(name: str) -> bool:
 def _libbpf_is_there() -> bool:
     from xdpspead import _core
 
-    try:
-        _core.find_libbpf()
-    except OSError:
-        return False
-    return True
+    return _is_there(_core.find_libbpf)
 
 
 def _libpcap_is_there() -> bool:
     from xdpspead import _core
 
+    return _is_there(_core.load_pcap)
+
+
+def _is_there(find: Callable[[], None]) -> bool:
     try:
-        _core.load_pcap()
+        find()
     except OSError:
         return False
     return True

@@ -82,22 +82,16 @@ def installed() -> Iterator[None]:
             more["PYTHONPATH"] = _install(build, f"{folder}/installed")
             more["MESONPY_EDITABLE_SKIP"] = build
         with mock.patch.dict(os.environ, more), mock.patch.object(sys, "path", sys.path[:]):
-            if build:
-                sys.path.insert(
-                    0, more["PYTHONPATH"]
-                )  # this process's finder is told to skip it, too
+            if build:  # this process's finder is told to skip it, too
+                sys.path.insert(0, more["PYTHONPATH"])
             os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
             yield
 
 
 def _install(build: str, folder: str) -> str:
     """Install what was built into `folder`; return where the package is in it."""
-    import_it = [
-        sys.executable,
-        "-P",
-        "-c",
-        f"import {OURS}",
-    ]  # which builds what is not up to date
+    # To import it builds what is not up to date.
+    import_it = [sys.executable, "-P", "-c", f"import {OURS}"]
     meson = [sys.executable, "-P", "-m", "mesonbuild.mesonmain"]
     what = ["--no-rebuild", "--quiet", "--tags", "python-runtime"]
     command = [*meson, "install", "-C", build, "--destdir", folder, *what]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from .._errors import Stopped
 from .._native import HeapMerge
 from ._heap import Heap, IncompleteHeap
-from ._stream import Stream
-
-#: Heaps that are taken from the ring of one stream at a time, if they are no more than half of it.
-_BATCH: Final = 32
+from ._stream import ITERATION_BATCH, Stream
 
 
 class MergedStreams(HeapMerge):
@@ -60,7 +57,7 @@ class MergedStreams(HeapMerge):
             if not isinstance(stream, Stream):
                 raise TypeError(f"each stream must be a recv.Stream, not {stream!r}")
         queues = tuple(stream._popped for stream in all_of_them)
-        self = super().__new__(cls, all_of_them, queues, _BATCH)
+        self = super().__new__(cls, all_of_them, queues, ITERATION_BATCH)
         self._streams = all_of_them
         return self
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: A blocking call looks whether a signal came at least this often, ms.
 _SLICE_MS: Final = 200
 #: Heaps that iteration takes from the ring at a time, if they are no more than half of it.
-_ITERATION_BATCH: Final = 32
+ITERATION_BATCH: Final = 32
 
 
 def check_max_heaps(max_heaps: int) -> int:
@@ -109,7 +109,7 @@ class _Stream:
         self._xdp_owner = Owner(thread_pool._threads, self._config.stream_id)
         weakref.finalize(self, self._xdp_owner.close)
         self._started = not self._config.explicit_start
-        self._batch = _ITERATION_BATCH
+        self._batch = ITERATION_BATCH
         self._reader_thread = 0
         self._core = _core.Stream(
             thread_pool._core,
