@@ -43,6 +43,9 @@
 #define IN_VAIN_AMONG_OTHERS 32
 /* Shorter ones cost more than they save. */
 #define SHORTEST_NAP_NS UINT64_C(10000)
+/* Heaps, or bytes of them, that go to the ring in the middle of a reader's turn. */
+#define HEAPS_AT_ONCE 16
+#define BYTES_AT_ONCE (UINT64_C(128) << 10)
 /* Between two looks at what has become of a source. */
 #define LOOK_NS INT64_C(1000000000)
 
@@ -208,6 +211,7 @@ static void drop_outbox(struct xps_lane *lane)
 	count(lane, XPS_STAT_HEAPS_DROPPED_STOP, window->n_out);
 	while (window->n_out)
 		xps_heap_free(window->out[--window->n_out]);
+	window->out_bytes = 0;
 }
 
 /* Wake the users, once for all heaps of a turn: waking is what costs. */
@@ -264,6 +268,12 @@ static void announce_at_the_end(struct xps_lane *lane)
 		xps_loop_again(lane->loop, &lane->others_done);
 }
 
+/* A user who takes heaps as they come and a worker who pushes one by one would spend their time on the ring's lock. */
+static bool is_worth_delivering(const struct xps_window *window)
+{
+	return window->n_out >= HEAPS_AT_ONCE || window->out_bytes >= BYTES_AT_ONCE;
+}
+
 /* Move the outbox to the ring as far as there is room. Returns whether all fitted. */
 static bool deliver(struct xps_lane *lane)
 {
@@ -279,6 +289,7 @@ static bool deliver(struct xps_lane *lane)
 	pushed = xps_ring_push(&lane->shared->ring, lane->index, window->out, window->n_out, &lane->credit);
 	lane->unannounced |= pushed > 0;
 	window->n_out -= pushed;
+	window->out_bytes = 0; /* what did not fit will not wait for more */
 	memmove(window->out, window->out + pushed, window->n_out * sizeof(*window->out));
 	lane->credit = (uint32_t)xps_min_u64(lane->credit, XPS_MAX_CREDIT);
 	return window->n_out == 0;
@@ -836,7 +847,7 @@ uint32_t xps_batch_push(struct xps_reader *reader, const struct xps_view *views,
 
 	do
 		taken += xps_window_push(window, views + taken, n - taken, lane->credit);
-	while (deliver(lane) && taken < n);
+	while ((taken < n || is_worth_delivering(window)) && deliver(lane) && taken < n);
 	reader->batch_packets += window->stats[XPS_STAT_PACKETS] - before;
 	reader->since_wait += taken;
 	return taken;

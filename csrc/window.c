@@ -138,10 +138,12 @@ static void emit(struct xps_window *window, struct xps_heap *heap)
 {
 	window->stats[XPS_STAT_HEAPS]++;
 	heap = xps_heap_finish(heap, &window->config.rules);
-	if (window->config.contiguous_only && !(heap->flags & XPS_HEAP_CONTIGUOUS))
+	if (window->config.contiguous_only && !(heap->flags & XPS_HEAP_CONTIGUOUS)) {
 		discard(window, heap);
-	else
-		window->out[window->n_out++] = heap;
+		return;
+	}
+	window->out[window->n_out++] = heap;
+	window->out_bytes += heap->received;
 }
 
 static void complete(struct xps_window *window, struct xps_heap *heap)

@@ -44,8 +44,9 @@ struct xps_window_news {
 };
 
 struct xps_window {
-	/* Output: who takes heaps sets n_out to 0 (or moves the rest to the front). */
+	/* Output: who takes heaps sets n_out and out_bytes to 0 (or moves the rest to the front). */
 	struct xps_heap *out[XPS_OUTBOX_SIZE];
+	uint64_t out_bytes; /* payload in the outbox */
 	uint32_t n_out;
 	bool ended;                  /* a stop item came, or the owner says that the stream is over */
 	uint64_t stats[XPS_N_STATS]; /* since the owner last took them */
