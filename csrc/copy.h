@@ -26,36 +26,31 @@ static inline void xps_copy(uint8_t *to, const uint8_t *from, size_t n, int mode
 		xps_copy_nontemporal(to, from, n);
 }
 
+/* From this length on it pays to fetch line by line. */
 #define XPS_FETCH_STEP 512
-#define XPS_FETCH_MOST 2048
 
 /*
- * The same, and fetch the packet at `ahead`, which will be needed soon and is about as long, or NULL, into the cache: a
- * little at a time, because a core waits for few lines at once. Of a long packet only the header: while it is copied the
- * hardware sees by itself what comes next, and fetching all of it would drive out what is at work.
+ * Copy `n` bytes in the ordinary way, and fetch as many at `ahead`: one line for each that is copied, because a core waits
+ * for few lines at once.
+ */
+void xps_copy_fetching(uint8_t *to, const uint8_t *from, size_t n, const uint8_t *ahead);
+
+/*
+ * Copy, and fetch what lies at `ahead` into the cache: a packet that will be needed soon and is about as long, or any bytes
+ * that follow this far behind; or NULL.
  */
 static inline void xps_copy_ahead(uint8_t *to, const uint8_t *from, size_t n, int mode, const uint8_t *ahead)
 {
-	if (!ahead) {
-		xps_copy(to, from, n, mode);
-		return;
+	if (unlikely(mode != XPS_MEMCPY_STD)) {
+		if (ahead)
+			xps_fetch(ahead, 2 * XPS_CACHE_LINE); /* the header */
+		xps_copy_nontemporal(to, from, n);
+	} else if (!ahead) {
+		memcpy(to, from, n);
+	} else if (n >= XPS_FETCH_STEP) {
+		xps_copy_fetching(to, from, n, ahead);
+	} else {
+		xps_fetch(ahead, n + XPS_CACHE_LINE); /* as much as the header takes, too */
+		memcpy(to, from, n);
 	}
-	if (unlikely(n > XPS_FETCH_MOST || mode != XPS_MEMCPY_STD)) {
-		xps_fetch(ahead, 2 * XPS_CACHE_LINE);
-		xps_copy(to, from, n, mode);
-		return;
-	}
-	for (; n >= XPS_FETCH_STEP; n -= XPS_FETCH_STEP) {
-		size_t step = XPS_FETCH_STEP;
-
-		/* Have the C library's memcpy called, which knows the processor, not what the compiler makes of a constant. */
-		__asm__("" : "+r"(step));
-		xps_fetch(ahead, XPS_FETCH_STEP);
-		memcpy(to, from, step);
-		to += XPS_FETCH_STEP;
-		from += XPS_FETCH_STEP;
-		ahead += XPS_FETCH_STEP;
-	}
-	xps_fetch(ahead, n + XPS_CACHE_LINE); /* and as much as the header takes */
-	memcpy(to, from, n);
 }

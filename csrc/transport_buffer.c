@@ -10,18 +10,17 @@
 #include "packet.h"
 #include "transport.h"
 
-/* Packets at most and at least, and bytes in between, that are found before they are pushed. */
+/* Packets, and about how many bytes, that are found before they are pushed. */
 #define VIEWS_PER_PUSH 32
-#define FEWEST_VIEWS 8
-#define BYTES_PER_PUSH (UINT64_C(8) << 10)
+#define BYTES_PER_PUSH (8 << 10)
 /*
  * Packets, and about how many bytes, between two turns of the other readers on the loop: 50 to 200 us. At the end of a
  * turn the loop asks the kernel for news, and users are woken, which costs as much as hundreds of small packets.
  */
 #define VIEWS_PER_POLL 4096
 #define BYTES_PER_POLL (UINT64_C(2) << 20)
-/* How far ahead of the packet at work packets are fetched into the cache, if they are all as long as this one. */
-#define AHEAD 8
+/* How far ahead of the packet at work bytes are fetched into the cache. */
+#define BYTES_AHEAD (8 << 10)
 
 struct buffer_reader {
 	struct xps_reader base;
@@ -73,13 +72,13 @@ static void make_views(struct buffer_reader *buffer)
 	struct usual usual = { .data = NULL };
 	uint32_t n = 0;
 
-	while (n < VIEWS_PER_PUSH && next < end && (n < FEWEST_VIEWS || (size_t)(next - begin) < BYTES_PER_PUSH)) {
+	while (n < VIEWS_PER_PUSH && next < end && next - begin < BYTES_PER_PUSH) {
 		const uint64_t length = decode(buffer, &usual, &buffer->packets[n], next, (size_t)(end - next));
 		const uint8_t *ahead;
 
 		if (!length)
 			break;
-		ahead = next + AHEAD * length;
+		ahead = next + BYTES_AHEAD;
 		if (length < XPS_FETCH_STEP) { /* now, because soon comes too soon */
 			xps_fetch(ahead, length);
 			ahead = NULL;
