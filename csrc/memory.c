@@ -2,13 +2,14 @@
 /*
  * How it works
  *
- * Three kinds of allocator share one table of functions. Every block that is out holds a reference to its owner,
- * so a pool lives until the last of its blocks has come home, whoever drops the pool first.
+ * Three kinds of allocator share one table of functions. An allocator lives until its last user has dropped it and the
+ * last of its blocks has come home, whichever is later.
  *
- * Threads: anyone may allocate and free. Blocks come home to a pool onto a stack that needs no lock, because whoever
- * takes from it takes all of it: so users who free do not stand in the way of workers who allocate. The pool's free list
- * has a lock, which allocating threads share; the rest is atomic counts. A forked child must not take that lock, which a
- * worker may have held: there a pool only passes on to its source.
+ * Threads: anyone may allocate and free. Most often one thread allocates and another one frees, so what the two write
+ * lies in different cache lines, and neither reads the other's for every block. Blocks are counted when they are handed
+ * out and when they come home. They come home to a pool onto a stack that needs no lock, because whoever takes from it
+ * takes all of it. The pool's free lists have a lock, which allocating threads share. A forked child must not take that
+ * lock, which a worker may have held: there a pool only passes on to its source.
  */
 #include "memory.h"
 
@@ -45,8 +46,21 @@ struct allocator_ops {
 
 struct xps_allocator {
 	const struct allocator_ops *ops;
-	uint32_t references; /* atomic */
+	uint32_t references; /* atomic; of users */
+	uint64_t n_out;      /* atomic; blocks handed out, ever */
+	/* atomic; blocks that came home. From the moment on when there are no more users, those that are missing, negative. */
+	int64_t n_home __attribute__((aligned(XPS_CACHE_LINE)));
 };
+
+/* Both want their own cache lines. */
+static void *new_lines(size_t size)
+{
+	void *lines = aligned_alloc(XPS_CACHE_LINE, xps_round_up(size, XPS_CACHE_LINE));
+
+	if (lines)
+		memset(lines, 0, size);
+	return lines;
+}
 
 static struct xps_block *block_of(const uint8_t *payload)
 {
@@ -64,11 +78,19 @@ struct xps_allocator *xps_allocator_ref(struct xps_allocator *allocator)
 	return allocator;
 }
 
+/* Add to the blocks that came home. They are zero for one only: the last of all users and blocks, or who never took any. */
+static void come_home(struct xps_allocator *allocator, int64_t n)
+{
+	/* acquire-release: as with references */
+	if (__atomic_add_fetch(&allocator->n_home, n, __ATOMIC_ACQ_REL) == 0)
+		allocator->ops->destroy(allocator);
+}
+
 void xps_allocator_free(struct xps_allocator *allocator)
 {
 	/* acquire-release: whoever drops the last reference sees what all the others did before. */
 	if (allocator && __atomic_sub_fetch(&allocator->references, 1, __ATOMIC_ACQ_REL) == 0)
-		allocator->ops->destroy(allocator);
+		come_home(allocator, -(int64_t)__atomic_load_n(&allocator->n_out, __ATOMIC_RELAXED));
 }
 
 uint8_t *xps_payload_new(struct xps_allocator *allocator, uint64_t size)
@@ -80,7 +102,8 @@ uint8_t *xps_payload_new(struct xps_allocator *allocator, uint64_t size)
 	block = allocator->ops->take(allocator, size);
 	if (!block)
 		return NULL;
-	block->owner = xps_allocator_ref(allocator);
+	block->owner = allocator;
+	__atomic_add_fetch(&allocator->n_out, 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&block->references, 1, __ATOMIC_RELAXED);
 	return payload_of(block);
 }
@@ -103,7 +126,7 @@ void xps_payload_free(uint8_t *payload)
 		return;
 	owner = block->owner;
 	owner->ops->give(owner, block);
-	xps_allocator_free(owner);
+	come_home(owner, 1);
 }
 
 uint64_t xps_payload_capacity(const uint8_t *payload)
@@ -372,7 +395,7 @@ static void plain_destroy(struct xps_allocator *allocator)
 struct xps_allocator *xps_allocator_new(void)
 {
 	static const struct allocator_ops ops = { .take = plain_take, .give = plain_give, .destroy = plain_destroy };
-	struct plain_allocator *plain = calloc(1, sizeof(*plain));
+	struct plain_allocator *plain = new_lines(sizeof(*plain));
 
 	if (!plain)
 		return NULL;
@@ -415,7 +438,7 @@ static void mmap_destroy(struct xps_allocator *allocator)
 struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
 {
 	static const struct allocator_ops ops = { .take = mmap_take, .give = mmap_give, .destroy = mmap_destroy };
-	struct mmap_allocator *mapper = calloc(1, sizeof(*mapper));
+	struct mmap_allocator *mapper = new_lines(sizeof(*mapper));
 
 	if (!mapper)
 		return NULL;
@@ -427,26 +450,49 @@ struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
 
 /* ---------------------------------------------------------------- pool */
 
+/*
+ * Free blocks lie in lists, the list that came home last first, and of each the block that came home last: it may still
+ * be in a cache.
+ */
 struct memory_pool {
 	struct xps_allocator base;
-	/* Here, so that coming home touches one cache line: */
+	/* Written by those who free: */
 	struct xps_block *returned; /* atomic; a stack of blocks that came home since somebody looked */
-	uint64_t n_free;            /* atomic; those, the ones in `free`, and any that are just being put there */
+	uint64_t n_shelved;         /* atomic; blocks that became free, ever, and any that are just about to */
+	uint64_t n_taken_seen;      /* atomic; what `n_taken` was when somebody last looked, or before */
 
 	uint32_t process __attribute__((aligned(XPS_CACHE_LINE)));
 	struct xps_allocator *source;
 	uint64_t capacity; /* atomic; of the blocks that the source makes for us, which may be larger than asked for */
 	uint64_t lower, upper, max_free, initial, low_water;
+	uint64_t takes_per_look;
 	struct xps_log *log;
 	struct xps_pool *threads; /* NULL: no refilling */
 	struct xps_loop *loop;
 	struct xps_task refill;
 
 	pthread_mutex_t lock __attribute__((aligned(XPS_CACHE_LINE))); /* guards all below */
-	struct xps_block *free;
+	struct xps_block *free; /* the first list */
+	uint64_t n_taken;       /* blocks that were free and are not any more, ever; atomic, because it may be read without lock */
 	bool warn_on_empty;
 	bool refilling;
 };
+
+/*
+ * Takes at most between two looks at what came home: not one for each block, because another thread has written there. Nor
+ * are there to be many bytes, or much of what the pool has, because so many more blocks are in use in turn, and are to
+ * stay in the cache.
+ */
+#define TAKES_PER_LOOK 16
+#define BYTES_PER_LOOK (UINT64_C(128) << 10)
+#define LOOKS_PER_POOL 8
+
+static uint64_t takes_per_look(uint64_t block_size, uint64_t n_blocks)
+{
+	const uint64_t takes = xps_min_u64(BYTES_PER_LOOK / xps_max_u64(block_size, 1), n_blocks / LOOKS_PER_POOL);
+
+	return xps_max_u64(xps_min_u64(takes, TAKES_PER_LOOK), 1);
+}
 
 static struct memory_pool *pool_of(struct xps_allocator *allocator)
 {
@@ -469,20 +515,43 @@ static void drop_block(struct memory_pool *pool, struct xps_block *block)
 
 static uint64_t n_free(const struct memory_pool *pool)
 {
-	return __atomic_load_n(&pool->n_free, __ATOMIC_RELAXED);
+	/* In this order, so that no block is missed that is being shelved and taken meanwhile. */
+	const uint64_t n_taken = __atomic_load_n(&pool->n_taken, __ATOMIC_ACQUIRE);
+
+	return __atomic_load_n(&pool->n_shelved, __ATOMIC_RELAXED) - n_taken;
+}
+
+/* Whether the pool may have one more free block. `n_shelved` may be out of date, if it is not used then. */
+static bool has_room(struct memory_pool *pool, uint64_t n_shelved)
+{
+	uint64_t n_taken = __atomic_load_n(&pool->n_taken_seen, __ATOMIC_RELAXED);
+
+	if (n_shelved - n_taken < pool->max_free)
+		return true;
+	n_taken = __atomic_load_n(&pool->n_taken, __ATOMIC_RELAXED);
+	__atomic_store_n(&pool->n_taken_seen, n_taken, __ATOMIC_RELAXED);
+	return n_shelved < n_taken || n_shelved - n_taken < pool->max_free;
+}
+
+/* Count a block as free, if there is room for one more. */
+static bool reserve(struct memory_pool *pool)
+{
+	uint64_t n = __atomic_load_n(&pool->n_shelved, __ATOMIC_RELAXED);
+
+	do {
+		if (!has_room(pool, n))
+			return false;
+	} while (!__atomic_compare_exchange_n(&pool->n_shelved, &n, n + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return true;
 }
 
 /* Keep the block if there is room, else give its memory back. */
 static void shelve(struct memory_pool *pool, struct xps_block *block)
 {
-	uint64_t n = n_free(pool);
-
-	do {
-		if (n >= pool->max_free) {
-			drop_block(pool, block);
-			return;
-		}
-	} while (!__atomic_compare_exchange_n(&pool->n_free, &n, n + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	if (!reserve(pool)) {
+		drop_block(pool, block);
+		return;
+	}
 	hide(block);
 	block->next = __atomic_load_n(&pool->returned, __ATOMIC_RELAXED);
 	/* release: whoever takes the block sees `next`, and what its last user wrote. */
@@ -491,18 +560,47 @@ static void shelve(struct memory_pool *pool, struct xps_block *block)
 		;
 }
 
-/* Lock held. Put those that came home in front of the others: the last that came is the first that goes. */
+/* Lock held. Put the list of those that came home in front of the others. */
 static void collect_returned(struct memory_pool *pool)
 {
-	struct xps_block *first, *last;
+	struct xps_block *first;
 
 	if (!__atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
 		return;
 	first = __atomic_exchange_n(&pool->returned, NULL, __ATOMIC_ACQUIRE);
-	for (last = first; last->next; last = last->next)
-		;
-	last->next = pool->free;
+	first->older = pool->free;
 	pool->free = first;
+}
+
+/* Whoever had the block has written there, in another processor's cache; so have it come before it is needed. */
+static void fetch_head(const struct xps_block *block)
+{
+	for (size_t i = 0; i < sizeof(*block); i += XPS_CACHE_LINE)
+		__builtin_prefetch((const char *)block + i, 1);
+}
+
+/* Lock held. NULL: there is none. */
+static struct xps_block *take_free(struct memory_pool *pool)
+{
+	struct xps_block *block, *next;
+
+	if (!pool->free || pool->n_taken % pool->takes_per_look == 0)
+		collect_returned(pool);
+	block = pool->free;
+	if (!block)
+		return NULL;
+	next = block->next;
+	if (next)
+		next->older = block->older;
+	else
+		next = block->older;
+	if (next && next->next)
+		fetch_head(next->next);
+	pool->free = next;
+	/* release: whoever sees that it is taken has seen that it was shelved */
+	__atomic_store_n(&pool->n_taken, pool->n_taken + 1, __ATOMIC_RELEASE);
+	show(block);
+	return block;
 }
 
 static void refill(struct xps_task *task)
@@ -533,13 +631,7 @@ static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t siz
 		return pool->source->ops->take(pool->source, size);
 
 	pthread_mutex_lock(&pool->lock);
-	collect_returned(pool);
-	block = pool->free;
-	if (block) {
-		pool->free = block->next;
-		show(block);
-		__atomic_sub_fetch(&pool->n_free, 1, __ATOMIC_RELAXED);
-	}
+	block = take_free(pool);
 	warn = !block && pool->warn_on_empty;
 	start_refill = pool->loop && !pool->refilling && n_free(pool) < pool->low_water;
 	if (start_refill)
@@ -572,17 +664,12 @@ static void pool_destroy(struct xps_allocator *allocator)
 {
 	struct memory_pool *pool = pool_of(allocator);
 	struct xps_task nothing = { .run = do_nothing };
+	struct xps_block *block;
 
 	if (pool->loop)
 		xps_loop_call(pool->loop, &nothing); /* a refill that was posted has now run */
-	collect_returned(pool);
-	while (pool->free) {
-		struct xps_block *block = pool->free;
-
-		pool->free = block->next;
-		show(block);
+	while ((block = take_free(pool)))
 		drop_block(pool, block);
-	}
 	xps_allocator_free(pool->source);
 	xps_log_free(pool->log);
 	xps_pool_free(pool->threads);
@@ -596,17 +683,17 @@ struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t low
 					  struct xps_log *log, struct xps_fail *fail)
 {
 	static const struct allocator_ops ops = { .take = pool_take, .give = pool_give, .destroy = pool_destroy };
-	struct memory_pool *pool = aligned_alloc(XPS_CACHE_LINE, sizeof(*pool));
+	struct memory_pool *pool = new_lines(sizeof(*pool));
 
 	if (!pool)
 		goto no_memory;
-	memset(pool, 0, sizeof(*pool));
 	pool->base = (struct xps_allocator){ .ops = &ops, .references = 1 };
 	pool->process = xps_process();
 	pool->source = xps_allocator_ref(base);
 	pool->lower = lower;
 	pool->upper = upper;
 	pool->max_free = max_free;
+	pool->takes_per_look = takes_per_look(upper, max_free);
 	pool->initial = initial;
 	pool->low_water = low_water;
 	pool->log = xps_log_ref(log);

@@ -15,8 +15,9 @@
 #define XPS_PAYLOAD_ROOM 192
 
 struct xps_block {
-	struct xps_allocator *owner; /* takes the block back; the block holds a reference to it */
+	struct xps_allocator *owner; /* takes the block back, and is there until all its blocks have come home */
 	struct xps_block *next;      /* in a free list */
+	struct xps_block *older;     /* in a pool's list of lists: the next of these, if it is the first of one */
 	uint64_t capacity;           /* bytes of payload */
 	uint32_t references;         /* atomic */
 	uint32_t huge;               /* lies on huge pages */

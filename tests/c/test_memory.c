@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Where payloads live: how long, in whose hands, and what a memory pool keeps. */
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "await.h"
@@ -295,6 +297,65 @@ static void test_pool_holds_at_most_max_free(void)
 	xps_allocator_free(pool);
 }
 
+#define MANY 256 /* so many that the pool does not look at what came home each time */
+
+static int compare(const void *a, const void *b)
+{
+	const uint8_t *const *left = a, *const *right = b;
+
+	return (*left > *right) - (*left < *right);
+}
+
+static void check_that_none_is_there_twice(uint8_t **payloads, int n)
+{
+	qsort(payloads, (size_t)n, sizeof(*payloads), compare);
+	for (int i = 1; i < n; i++)
+		CHECK(payloads[i - 1] != payloads[i]);
+}
+
+static void test_large_pool_serves_each_block_once_whenever_it_came_home(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, MANY, MANY, 0);
+	uint8_t *payloads[MANY + 10];
+	int n = 0;
+
+	/* A few more go out than come home each time, until all are out. */
+	for (int round = 0; n < MANY; round++) {
+		const int more = round % 40 < MANY - n ? round % 40 : MANY - n;
+
+		for (int i = 0; i < more; i++)
+			payloads[n++] = xps_payload_new(pool, 1000);
+		check_that_none_is_there_twice(payloads, n);
+		CHECK_EQ(xps_memory_pool_n_free(pool), MANY - n);
+		for (int i = 0; i < more / 2 && n < MANY; i++)
+			xps_payload_free(payloads[--n]);
+		CHECK_EQ(xps_memory_pool_n_free(pool), MANY - n);
+	}
+	for (; n < MANY + 10; n++)
+		payloads[n] = xps_payload_new(pool, 1000);
+	check_that_none_is_there_twice(payloads, n);
+	for (int came = 1; n; came++) {
+		xps_payload_free(payloads[--n]);
+		CHECK_EQ(xps_memory_pool_n_free(pool), came < MANY ? came : MANY);
+	}
+	xps_allocator_free(pool);
+}
+
+static void test_pool_lives_until_its_last_block_has_come_home(void)
+{
+	struct xps_allocator *pool = new_pool(NULL, 4, 4, 0);
+	uint8_t *payloads[6];
+
+	for (int i = 0; i < 6; i++)
+		payloads[i] = xps_payload_new(pool, 1000);
+	xps_payload_free(payloads[0]);
+	xps_allocator_free(pool);
+	for (int i = 1; i < 6; i++) {
+		memset(payloads[i], i, 1000);
+		xps_payload_free(payloads[i]); /* a sanitizer sees whether the pool is still there, and then not any more */
+	}
+}
+
 static void test_empty_pool_warns_if_it_may_and_serves(void)
 {
 	struct xps_log *log = xps_log_new();
@@ -501,6 +562,8 @@ int main(void)
 	test_block_freed_last_is_served_first();
 	test_pool_serves_the_sizes_it_is_for();
 	test_pool_holds_at_most_max_free();
+	test_large_pool_serves_each_block_once_whenever_it_came_home();
+	test_pool_lives_until_its_last_block_has_come_home();
 	test_empty_pool_warns_if_it_may_and_serves();
 	test_pool_that_cannot_be_filled_says_so();
 	test_pool_below_its_low_water_is_refilled();
