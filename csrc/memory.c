@@ -472,8 +472,9 @@ struct memory_pool {
 	struct xps_task refill;
 
 	pthread_mutex_t lock __attribute__((aligned(XPS_CACHE_LINE))); /* guards all below */
-	struct xps_block *free; /* the first list */
-	uint64_t n_taken;       /* blocks that were free and are not any more, ever; atomic, because it may be read without lock */
+	struct xps_block *free;                                        /* the first list */
+	/* Blocks that are free no more, ever. Atomic, because it may be read without the lock. */
+	uint64_t n_taken;
 	bool warn_on_empty;
 	bool refilling;
 };

@@ -352,7 +352,7 @@ static void test_pool_lives_until_its_last_block_has_come_home(void)
 	xps_allocator_free(pool);
 	for (int i = 1; i < 6; i++) {
 		memset(payloads[i], i, 1000);
-		xps_payload_free(payloads[i]); /* a sanitizer sees whether the pool is still there, and then not any more */
+		xps_payload_free(payloads[i]); /* a sanitizer sees whether the pool is still there */
 	}
 }
 
