@@ -26,6 +26,8 @@ ETH_P_ALL = 3
 SO_RCVBUFFORCE = 33  # not in Python's socket module
 # Room for everything that a test sends, a page or more per packet, however late it is read.
 ROOM = 8 << 20
+#: The option that sends through a socket, not from within the kernel.
+SOCKET = ("--socket",)
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="packets into a veth pair need root: run the tests with sudo"
@@ -226,16 +228,19 @@ def test_timestamps_are_the_monotonic_time_of_each_packet(send: Send, tap: Any) 
     assert {frame.payload[16:] for frame in frames} == {bytes(range(16, 20))}
 
 
-def test_the_rate_is_kept_by_catching_up(send: Send) -> None:
+@pytest.mark.parametrize("how", [(), SOCKET])
+def test_the_rate_is_kept_by_catching_up(send: Send, how: tuple[str, ...]) -> None:
     # A burst of 1000 packets makes up for half a second on another process's account.
-    sent = send("--rate", 2000, "--seconds", 0.5, "--burst", 1000)
+    sent = send(*how, "--rate", 2000, "--seconds", 0.5, "--burst", 1000)
+    assert sent["sent"] == 1000
     assert sent["slips"] == 0
     assert sent["pps"] == pytest.approx(2000, rel=0.05)
 
 
-def test_a_rate_that_is_not_kept_is_reported_as_slips(send: Send) -> None:
+@pytest.mark.parametrize("how", [(), SOCKET])
+def test_a_rate_that_is_not_kept_is_reported_as_slips(send: Send, how: tuple[str, ...]) -> None:
     for _ in range(5):
-        sent = send("--rate", 100_000, "--seconds", 0.2, "--burst", 100)
+        sent = send(*how, "--rate", 100_000, "--seconds", 0.2, "--burst", 100)
         assert sent["pps"] < 101_000
         assert sent["slips"] or sent["pps"] > 99_000
 
@@ -250,13 +255,16 @@ def test_the_report_counts_what_the_other_end_refused(send: Send, lab: Any) -> N
     assert sent["dropped"] == 100
 
 
-def test_a_signal_ends_it_at_once_with_a_report(programs: tuple[Path, Path], lab: Any) -> None:
+@pytest.mark.parametrize("how", [(), SOCKET])
+def test_a_signal_ends_it_at_once_with_a_report(
+    programs: tuple[Path, Path], lab: Any, how: tuple[str, ...]
+) -> None:
     program, bpf_object = programs
     child = lab.tx.popen(
         [
             *(program, "--object", bpf_object, "--interface", lab.tx.interface, "--wait"),
             *("--dst-mac", lab.rx.mac, "--dst-ip", lab.rx.ipv4, "--src-ip", lab.tx.ipv4),
-            *("--rate", "1000", "--seconds", "60"),
+            *(*how, "--rate", "1000", "--seconds", "60"),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -275,7 +283,9 @@ def test_a_signal_ends_it_at_once_with_a_report(programs: tuple[Path, Path], lab
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--payload", 3201), "--payload: '3201' is not a number from 8 to 3200"),
+        (("--payload", 3201), "--payload: 3201 is more than 3200, which takes --socket"),
+        (("--payload", 65001), "--payload: '65001' is not a number from 8 to 65000"),
+        (("--socket", "--flows", 2), "--socket goes with neither --flows nor --timestamp"),
         (("--rate", "fast"), "--rate: 'fast' is not a number"),
         (("--port", 65000, "--flows", 1000), "the last of 1000 flows would have port 65999"),
         (("--timestamp", "--payload", 15), "--timestamp: needs a payload of at least 16 bytes"),
@@ -302,8 +312,13 @@ def test_a_bad_option_is_named(
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("payload", [64, 1024, 3200])
-def test_spead2_receives_every_heap_with_its_content(send: Send, lab: Any, payload: int) -> None:
+@pytest.mark.parametrize(
+    ("payload", "how"),
+    [(64, ()), (1024, ()), (3200, ()), (64, SOCKET), (1024, SOCKET), (3800, SOCKET)],
+)
+def test_spead2_receives_every_heap_with_its_content(
+    send: Send, lab: Any, payload: int, how: tuple[str, ...]
+) -> None:
     spead2 = pytest.importorskip("spead2", reason="spead2 is missing: pip install spead2==4.5.1")
     recv = pytest.importorskip("spead2.recv")
     with lab.rx.enter():
@@ -313,7 +328,7 @@ def test_spead2_receives_every_heap_with_its_content(send: Send, lab: Any, paylo
     stream = recv.Stream(spead2.ThreadPool(), ring_config=recv.RingStreamConfig(heaps=50))
     with sock, contextlib.closing(Stopper(stream)):
         stream.add_udp_reader(sock)
-        sent = send(*("--payload", payload, "--packets-per-heap", 10), *("--count", 200))
+        sent = send(*how, "--payload", payload, "--packets-per-heap", 10, "--count", 200)
         assert sent["sent"] == 200
         heaps: list[Any] = []
         deadline = time.monotonic() + DEADLINE_S

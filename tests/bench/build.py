@@ -35,11 +35,12 @@ def generator() -> tuple[Path, Path]:
     header = BENCH / "generate.h"
     bpf_object = BUILD / "generate.bpf.o"
     _bpf(ROOT / "bpf" / "generate.bpf.c", bpf_object, [header])
-    source = BENCH / "generate.c"
+    other = BENCH / "generate_socket.c"
     program = BUILD / "generate"
-    flags = ["-O2", "-g", "-std=gnu11", *_WARNINGS]
-    needs = "gcc libbpf-dev"
-    _compile([_cc(), *flags], source, program, [header], needs, ["-lbpf", "-lpthread"])
+    command = [_cc(), "-O2", "-g", "-std=gnu11", *_WARNINGS, str(other)]
+    needed = [header, BENCH / "generate_socket.h", other]
+    libraries = ["-lbpf", "-lpthread"]
+    _compile(command, BENCH / "generate.c", program, needed, "gcc libbpf-dev", libraries)
     return program, bpf_object
 
 

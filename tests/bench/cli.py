@@ -29,7 +29,7 @@ from bench.paths import BUILD
 from bench.results import Results, print_comparison, print_results, read
 from bench.session import FULL, OutOfTimeError, Session, installed
 
-GENERATORS = ("kernel", "udp", "xdp")
+GENERATORS = (*network.GENERATORS, "udp", "xdp")
 
 
 class Part(NamedTuple):
@@ -84,7 +84,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--generator",
         choices=GENERATORS,
         default="kernel",
-        help=f"what sends to the receivers: a program in the kernel, or {OURS}'s own sender",
+        help="what sends to the receivers: a program in the kernel or at a socket, or "
+        f"{OURS}'s own sender over UDP or AF_XDP",
     )
     add("--udp-checksum", action="store_true", help="send valid UDP checksums, which lets GRO work")
     add("--json", type=Path, default=BUILD / "results.json", help="where to write the results")

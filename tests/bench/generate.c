@@ -10,6 +10,8 @@
  * interrupts the call by a signal when all is sent, when the time is over, or when the user asks.
  * What the receiving end refused (its ring was full, it was down) is known from the interface's
  * statistics only: the redirect itself happens after the program.
+ *
+ * With --socket the packets go through a UDP socket instead; see generate_socket.h.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -41,6 +43,7 @@
 #include <unistd.h>
 
 #include "generate.h"
+#include "generate_socket.h"
 
 /* Not in the headers of older distributions. */
 #ifndef BPF_F_TEST_XDP_LIVE_FRAMES
@@ -75,6 +78,7 @@ struct options {
 	bool whole_heaps;
 	bool timestamp;
 	bool wait;
+	bool socket;
 	uint8_t dst_mac[ETH_ALEN];
 	uint8_t src_mac[ETH_ALEN];
 	struct in_addr dst_ip;
@@ -87,6 +91,12 @@ struct generator {
 	void *bss;
 	size_t bss_size;
 	const struct generate_state *state;
+};
+
+struct plans {
+	struct generate_plan first, other;
+	uint8_t *packet; /* as every page starts out: the longer kind, zero headers */
+	size_t packet_size;
 };
 
 struct watch {
@@ -110,6 +120,8 @@ static const char usage[] =
 	"  --rate PPS             packets per second, 0 for as fast as possible (default 100000)\n"
 	"  --payload BYTES        payload per packet, 8 to 3200: a packet has to fit in one page\n"
 	"                         together with the kernel's bookkeeping (default 1024)\n"
+	"  --socket               send through a UDP socket, which takes longer packets (payload up to\n"
+	"                         65000) but fewer of them; one flow, checksums as the kernel likes\n"
 	"  --packets-per-heap N   default 64\n"
 	"  --count N              packets to send (default rate * seconds)\n"
 	"  --seconds S            how long to send (default 1, or until --count is sent)\n"
@@ -211,7 +223,8 @@ static const struct rule rules[] = {
 	{ "src-ip", IP, AT(src_ip), 0, 0 },
 	{ "rate", REAL, AT(rate), 0, 100000000 },
 	{ "seconds", REAL, AT(seconds), 0, 3600 },
-	{ "payload", NUMBER, AT(payload), GENERATE_STAMP_SIZE, PAYLOAD_MAX },
+	{ "payload", NUMBER, AT(payload), GENERATE_STAMP_SIZE, GENERATE_SOCKET_PAYLOAD_MAX },
+	{ "socket", FLAG, AT(socket), 0, 0 },
 	{ "packets-per-heap", NUMBER, AT(packets_per_heap), 1, 65536 },
 	{ "count", NUMBER, AT(count), 1, 1ULL << 40 },
 	{ "port", NUMBER, AT(port), 1, 65535 },
@@ -310,6 +323,10 @@ static void read_options(struct options *o, int argc, char **argv)
 	last_port = o->port + (o->flows - 1) * o->port_step;
 	if (last_port > 65535)
 		die("the last of %" PRIu64 " flows would have port %" PRIu64, o->flows, last_port);
+	if (o->socket && (o->flows > 1 || o->timestamp || o->udp_checksum))
+		die("--socket goes with neither --flows nor --timestamp nor --udp-checksum");
+	if (!o->socket && o->payload > PAYLOAD_MAX)
+		die("--payload: %" PRIu64 " is more than %d, which takes --socket", o->payload, PAYLOAD_MAX);
 	if (o->timestamp && o->payload < GENERATE_STAMP_SIZE + GENERATE_TIMESTAMP_SIZE)
 		die("--timestamp: needs a payload of at least %d bytes", GENERATE_STAMP_SIZE + GENERATE_TIMESTAMP_SIZE);
 	if (o->source_port + o->flows - 1 > 65535)
@@ -405,6 +422,21 @@ static void make_plan(struct generate_plan *plan, const struct options *o, unsig
 	plan->udp_sum = plan_udp_sum(h, udp_size, payload, o->payload);
 }
 
+static void make_plans(struct plans *plans, const struct options *o)
+{
+	uint8_t *payload;
+
+	plans->packet_size = sizeof(struct generate_headers) + o->payload;
+	plans->packet = calloc(1, plans->packet_size);
+	if (!plans->packet)
+		die("out of memory");
+	payload = plans->packet + sizeof(struct generate_headers);
+	/* What is written later is 0 in the sum that is begun with. */
+	fill_payload(payload, o->payload, GENERATE_STAMP_SIZE + (o->timestamp ? GENERATE_TIMESTAMP_SIZE : 0));
+	make_plan(&plans->first, o, GENERATE_N_ITEMS_FIRST, payload);
+	make_plan(&plans->other, o, GENERATE_N_ITEMS_OTHER, payload);
+}
+
 /* ---- the program --------------------------------------------------------------------------- */
 
 /* Where the variable is in the section's map, from the object's BTF. */
@@ -495,25 +527,12 @@ static void load(struct generator *g, const struct options *o)
 	map_counters(g);
 }
 
-/* Makes both plans and returns the packet as every page starts out: the longer kind, zero headers. */
-static void *write_plans(struct generator *g, const struct options *o, size_t *packet_size)
+static void write_plans(struct generator *g, const struct plans *plans)
 {
-	struct generate_plan first = { 0 }, other = { 0 };
-	const size_t plan_size = sizeof(first);
-	uint8_t *packet;
+	const size_t size = sizeof(plans->first);
 
-	*packet_size = sizeof(struct generate_headers) + o->payload;
-	packet = calloc(1, *packet_size);
-	if (!packet)
-		die("out of memory");
-	/* What the program writes is 0 in the sum that it starts from. */
-	fill_payload(packet + sizeof(struct generate_headers), o->payload,
-		     GENERATE_STAMP_SIZE + (o->timestamp ? GENERATE_TIMESTAMP_SIZE : 0));
-	make_plan(&first, o, GENERATE_N_ITEMS_FIRST, packet + sizeof(struct generate_headers));
-	make_plan(&other, o, GENERATE_N_ITEMS_OTHER, packet + sizeof(struct generate_headers));
-	memcpy(variable(g->object, ".bss", g->bss, "first_plan", plan_size), &first, plan_size);
-	memcpy(variable(g->object, ".bss", g->bss, "other_plan", plan_size), &other, plan_size);
-	return packet;
+	memcpy(variable(g->object, ".bss", g->bss, "first_plan", size), &plans->first, size);
+	memcpy(variable(g->object, ".bss", g->bss, "other_plan", size), &plans->other, size);
 }
 
 /* ---- running ------------------------------------------------------------------------------- */
@@ -568,7 +587,7 @@ static pthread_t start_watch(struct watch *w)
 	return thread;
 }
 
-static void run(struct generator *g, const struct options *o, const void *packet, size_t size)
+static void run(struct generator *g, const struct options *o, const struct plans *plans)
 {
 	struct watch w = {
 		.state = g->state,
@@ -576,7 +595,7 @@ static void run(struct generator *g, const struct options *o, const void *packet
 		.count = o->count,
 		.deadline_ns = now_ns() + (uint64_t)(o->limit_s * (double)NS_PER_S),
 	};
-	LIBBPF_OPTS(bpf_test_run_opts, test, .data_in = packet, .data_size_in = size,
+	LIBBPF_OPTS(bpf_test_run_opts, test, .data_in = plans->packet, .data_size_in = plans->packet_size,
 		    .flags = BPF_F_TEST_XDP_LIVE_FRAMES, .repeat = RUNS_PER_CALL, .batch_size = o->batch);
 	pthread_t thread;
 	int error = 0;
@@ -589,7 +608,7 @@ static void run(struct generator *g, const struct options *o, const void *packet
 	if (error == -EINVAL)
 		die("the kernel refuses packets of %zu bytes in live mode, or has no live mode "
 		    "(Linux 5.18)",
-		    size);
+		    plans->packet_size);
 	if (error && error != -EINTR)
 		die("running the program: %s", strerror(-error));
 }
@@ -695,6 +714,56 @@ static void report(const struct options *o, const struct generate_state *s, uint
 	       interrupted ? "true" : "false");
 }
 
+static void send_from_the_kernel(const struct options *o, const struct plans *plans)
+{
+	uint64_t started_ns, elapsed_ns, accepted_before, accepted_after;
+	int64_t dropped = -1; /* the driver does not count */
+	struct generator g = { 0 };
+
+	load(&g, o);
+	write_plans(&g, plans);
+	if (o->wait)
+		wait_for_start();
+	read_accepted(o->interface, &accepted_before);
+	started_ns = now_ns();
+	run(&g, o, plans);
+	elapsed_ns = now_ns() - started_ns;
+	if (read_accepted(o->interface, &accepted_after))
+		dropped = (int64_t)(g.state->sent - (accepted_after - accepted_before));
+	report(o, g.state, elapsed_ns, dropped);
+	munmap(g.bss, g.bss_size);
+	bpf_object__close(g.object);
+}
+
+static void send_through_socket(const struct options *o, const struct plans *plans)
+{
+	struct generate_state state = { 0 };
+	struct generate_socket job = {
+		.first = &plans->first,
+		.other = &plans->other,
+		.payload = plans->packet + sizeof(struct generate_headers),
+		.payload_size = o->payload,
+		.packets_per_heap = o->packets_per_heap,
+		.first_heap = o->first_heap,
+		.count = o->count,
+		.burst = o->burst,
+		.rate = o->rate,
+		.to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)o->port), .sin_addr = o->dst_ip },
+		.interrupted = &interrupted,
+	};
+	uint64_t started_ns;
+	const char *failed;
+
+	if (o->wait)
+		wait_for_start();
+	started_ns = now_ns();
+	job.deadline_ns = started_ns + (uint64_t)(o->limit_s * (double)NS_PER_S);
+	failed = generate_through_socket(&job, &state);
+	if (failed)
+		die("%s: %s", failed, strerror(errno));
+	report(o, &state, now_ns() - started_ns, -1);
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = {
@@ -709,30 +778,18 @@ int main(int argc, char **argv)
 		.burst = 128,
 		.batch = 64,
 	};
-	struct generator g = { 0 };
-	uint64_t started_ns, elapsed_ns, accepted_before, accepted_after;
-	int64_t dropped = -1; /* the driver does not count */
-	size_t packet_size;
-	void *packet;
+	struct plans plans = { 0 };
 
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	read_options(&o, argc, argv);
 	read_source_mac(&o);
 	pin(o.pin_core);
-	load(&g, &o);
-	packet = write_plans(&g, &o, &packet_size);
+	make_plans(&plans, &o);
 	catch_signals();
-	if (o.wait)
-		wait_for_start();
-	read_accepted(o.interface, &accepted_before);
-	started_ns = now_ns();
-	run(&g, &o, packet, packet_size);
-	elapsed_ns = now_ns() - started_ns;
-	if (read_accepted(o.interface, &accepted_after))
-		dropped = (int64_t)(g.state->sent - (accepted_after - accepted_before));
-	report(&o, g.state, elapsed_ns, dropped);
-	munmap(g.bss, g.bss_size);
-	bpf_object__close(g.object);
-	free(packet);
+	if (o.socket)
+		send_through_socket(&o, &plans);
+	else
+		send_from_the_kernel(&o, &plans);
+	free(plans.packet);
 	return interrupted ? 130 : 0;
 }

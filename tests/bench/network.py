@@ -20,6 +20,8 @@ from bench.library import OURS
 from bench.paths import ROOT, RUN
 
 PORT = 8888
+#: What our own C program sends from: the kernel, or a socket. Else it is one of our senders.
+GENERATORS = ("kernel", "socket")
 _ANSWER_S = 20.0
 _SETTLE_S = 0.06
 _SETTLED_WITHIN_S = 3.0
@@ -238,7 +240,7 @@ class Bench:
         """Start a generator that waits for a line on its standard input."""
         load, lab = self.load, self.lab
         count = max(1, round(rate * seconds))
-        if load.generator != "kernel":
+        if load.generator not in GENERATORS:
             return self._start_sender(rate, seconds, count)
         program, bpf_object = self._generator
         command = [
@@ -249,6 +251,8 @@ class Bench:
             *("--pin-core", str(load.sender_core), "--first-heap", str(self._next_heap)),
         ]
         command += ["--flows", str(load.flows)]
+        if load.generator == "socket":
+            command.append("--socket")
         for flag in ("udp_checksum", "whole_heaps", "timestamp"):
             if getattr(load, flag):
                 command.append(f"--{flag.replace('_', '-')}")

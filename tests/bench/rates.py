@@ -14,8 +14,14 @@ from bench.table import CPU_RATE
 
 JUMBO_PAYLOAD = 8192
 JUMBO_MTU = 9000
-#: Our own sender makes the jumbo packets: what the generator in the kernel sends fits into a page.
-JUMBO_GENERATOR = "udp"
+#: What the generator within the kernel sends fits into a page.
+JUMBO_GENERATOR = "socket"
+
+
+def _source(generator: str) -> str:
+    if generator in network.GENERATORS:
+        return f"the generator at a {generator}"
+    return f"{OURS}'s {generator.upper()} sender"
 
 
 def receivers(session: Session, transports: set[str]) -> list[Receiver]:
@@ -37,9 +43,7 @@ def measure(session: Session) -> None:
         return
     load = session.load()
     if load.generator != "kernel":
-        session.results.note(
-            f"the receivers were measured with {OURS}'s {load.generator.upper()} sender"
-        )
+        session.results.note(f"the receivers' packets came from {_source(load.generator)}")
     found = receivers(session, transports)
     floors = []
     if session.ours:
@@ -123,9 +127,6 @@ def _highest(
 def measure_jumbo(session: Session) -> None:
     """Measure the highest rate of 8 KiB packets of which none is lost."""
     if not session.may_use_network():
-        return
-    if not session.ours:
-        session.results.note(f"no jumbo packets: they come from {OURS}'s sender")
         return
     plan = session.plan.search
     search = plan._replace(low=10e3, high=500e3, max_loss=0.0, hold_s=plan.hold_s / 5)

@@ -221,7 +221,7 @@ class Session:
         """Return what is sent, by default or as `more` says."""
         options = self.options
         generator = more.get("generator", options.generator)
-        if generator != "kernel" and generator not in self.senders.get(OURS, ()):
+        if generator not in (*network.GENERATORS, *self.senders.get(OURS, ())):
             raise ValueError(f"--generator {generator}: this {OURS} has no such sender")
         if options.sender_core == options.receiver_core:
             raise ValueError("sender and receiver need a core each")
