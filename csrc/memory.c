@@ -5,11 +5,12 @@
  * Three kinds of allocator share one table of functions. An allocator lives until its last user has dropped it and the
  * last of its blocks has come home, whichever is later.
  *
+ * Free blocks that are kept lie in stocks (stock.h).
+ *
  * Threads: anyone may allocate and free. Most often one thread allocates and another one frees, so what the two write
- * lies in different cache lines, and neither reads the other's for every block. Blocks are counted when they are handed
- * out and when they come home. They come home to a pool onto a stack that needs no lock, because whoever takes from it
- * takes all of it. The pool's free lists have a lock, which allocating threads share. A forked child must not take that
- * lock, which a worker may have held: there a pool only passes on to its source.
+ * lies in different cache lines: blocks are counted when they are handed out and when they come home. Whoever frees takes
+ * no lock; those who allocate share one for each allocator. A forked child must not take it, because a worker may have
+ * held it: there nothing is taken from what is kept, and nothing is kept.
  */
 #include "memory.h"
 
@@ -19,24 +20,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#if defined(__has_feature)
-#define SANITIZED __has_feature(address_sanitizer)
-#elif defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#else
-#define SANITIZED 0
-#endif
-#if SANITIZED
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(address, size) ((void)0)
-#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)0)
-#endif
-
 #include "fail.h"
 #include "log.h"
 #include "pool.h"
 #include "process.h"
+#include "stock.h"
 
 struct allocator_ops {
 	struct xps_block *(*take)(struct xps_allocator *allocator, uint64_t size);
@@ -134,21 +122,6 @@ uint64_t xps_payload_capacity(const uint8_t *payload)
 	return block_of(payload)->capacity;
 }
 
-/* ---------------------------------------------------------------- blocks that nobody uses, kept for the next heap */
-
-/* Whoever still reads or writes a payload that he gave back is to be caught by the sanitizer, though it is still there. */
-static void hide(struct xps_block *block)
-{
-	(void)block;
-	ASAN_POISON_MEMORY_REGION(block->room, sizeof(block->room) + block->capacity);
-}
-
-static void show(struct xps_block *block)
-{
-	(void)block;
-	ASAN_UNPOISON_MEMORY_REGION(block->room, sizeof(block->room) + block->capacity);
-}
-
 /* ---------------------------------------------------------------- memory of the kernel */
 
 #define HUGE_PAGE (UINT64_C(2) << 20)
@@ -179,32 +152,31 @@ static void unmap_block(struct xps_block *block)
 /* ---------------------------------------------------------------- malloc, and what is kept */
 
 /*
- * For each new payload the kernel makes pages and clears them, which costs as much as all else that is done for a packet,
- * and the C library gives the memory of a large one back as soon as it is freed. So blocks that come home are kept, on a
- * shelf for each of the sizes used last. Those that lie at the bottom of a shelf for long without being needed go, half
- * of them at a time: so what one hiccup took is not kept for ever. The lock is never waited for: who does not get it, as
- * a forked child in whose parent somebody had it, does without.
+ * For each new payload of some size the kernel makes pages and clears them, which costs as much as all else that is done for
+ * a packet, and the C library gives the memory of a large one back as soon as it is freed; a small one that another thread
+ * frees costs it more than a packet does too. So blocks that come home are kept, on a shelf for each of the sizes used
+ * last. Those that are not needed for long go, half of them at a time: so what one hiccup took is not kept for ever.
  */
-#define KEPT_LEAST (UINT64_C(16) << 10) /* what is smaller the C library keeps itself */
+#define LARGE (UINT64_C(16) << 10) /* from here on blocks are mapped */
 #define KEPT_BYTES (UINT64_C(8) << 20)
 #define KEPT_SIZES 4
-#define KEPT_USES 64     /* of the others, after which a size is forgotten */
-#define KEPT_PERIOD 1024 /* uses, after which it is seen what was not needed */
+#define KEPT_USES 64     /* of all shelves, after which a size is forgotten */
+#define KEPT_PERIOD 2048 /* uses of all, after which it is seen what was not needed */
+#define NO_SHELF UINT16_MAX
 
 struct shelf {
-	uint64_t capacity;
-	struct xps_block *first; /* the last that came home */
-	uint32_t n;
-	uint32_t unneeded; /* the least that there were since `since` */
-	uint64_t since, used;
+	struct xps_stock stock; /* may hold blocks of the size that was here before, if they came home late */
+	uint64_t capacity;      /* 0: it is nobody's */
+	uint64_t used;          /* when it was used last */
+	uint64_t since;         /* when what was not needed went last */
 };
 
 struct plain_allocator {
 	struct xps_allocator base;
-	pthread_mutex_t lock; /* guards all below */
 	struct shelf shelves[KEPT_SIZES];
-	uint64_t n_kept_bytes;
-	uint64_t uses; /* of the shelves: what time is measured in */
+	uint32_t process;
+	pthread_mutex_t lock; /* guards all but the shelves' putting side */
+	uint64_t uses;        /* of the shelves, ever: what time is measured in */
 };
 
 static struct plain_allocator *plain_of(struct xps_allocator *allocator)
@@ -212,38 +184,55 @@ static struct plain_allocator *plain_of(struct xps_allocator *allocator)
 	return XPS_CONTAINER_OF(allocator, struct plain_allocator, base);
 }
 
+/* Whether it has whole pages. */
+static bool is_large(uint64_t capacity)
+{
+	return capacity >= LARGE && mapped_size(capacity, false) <= KEPT_BYTES;
+}
+
+/* A sanitizer sees more of what comes from malloc. */
+static bool is_mapped(uint64_t capacity)
+{
+	return !XPS_SANITIZED && is_large(capacity);
+}
+
 /* Bytes of a block that can be kept, head and all. */
 static uint64_t block_size(uint64_t capacity)
 {
-	return mapped_size(capacity, false);
+	return is_large(capacity) ? mapped_size(capacity, false) : sizeof(struct xps_block) + capacity;
 }
 
 static bool is_worth_keeping(uint64_t capacity)
 {
-	return capacity >= KEPT_LEAST && block_size(capacity) <= KEPT_BYTES;
+	return capacity <= KEPT_BYTES && block_size(capacity) <= KEPT_BYTES;
 }
 
 static uint64_t capacity_for(uint64_t size)
 {
-	return is_worth_keeping(size) ? block_size(size) - sizeof(struct xps_block) : size;
+	return is_large(size) ? block_size(size) - sizeof(struct xps_block) : size;
 }
 
-/* What is kept is mapped, so that it is really gone when it goes. A sanitizer sees more of what comes from malloc. */
-static bool is_mapped(uint64_t capacity)
-{
-	return !SANITIZED && is_worth_keeping(capacity);
-}
-
-static struct xps_block *new_block(uint64_t capacity)
+static struct xps_block *new_block(uint64_t capacity, uint16_t shelf)
 {
 	struct xps_block *block;
 
 	if (is_mapped(capacity))
-		return map_block(capacity, 0, false);
-	block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + capacity, XPS_CACHE_LINE));
-	if (block)
+		block = map_block(capacity, 0, false);
+	else
+		block = aligned_alloc(XPS_CACHE_LINE, xps_round_up(sizeof(*block) + capacity, XPS_CACHE_LINE));
+	if (block) {
 		block->capacity = capacity;
+		block->shelf = shelf;
+	}
 	return block;
+}
+
+static void free_block(struct xps_block *block)
+{
+	if (is_mapped(block->capacity))
+		unmap_block(block);
+	else
+		free(block);
 }
 
 static void free_blocks(struct xps_block *block)
@@ -251,144 +240,140 @@ static void free_blocks(struct xps_block *block)
 	while (block) {
 		struct xps_block *next = block->next;
 
-		show(block);
-		if (is_mapped(block->capacity))
-			unmap_block(block);
-		else
-			free(block);
+		free_block(block);
 		block = next;
 	}
 }
 
-/* Lock held. The shelf of this size; if there is none, the one that was used longest ago, with whatever is on it. */
-static struct shelf *find_shelf(struct plain_allocator *plain, uint64_t capacity)
+/* Lock held. Take `n` blocks off the shelf, or all, and put them in front of others that are to go. */
+static void clear(struct shelf *shelf, uint64_t n, struct xps_block **gone)
 {
-	struct shelf *oldest = plain->shelves;
+	struct xps_block *block;
+
+	for (; n && (block = xps_stock_take(&shelf->stock)); n--) {
+		block->next = *gone;
+		*gone = block;
+	}
+}
+
+/* Lock held. Sizes that were not used of late have no shelf any more; the others share what may be kept. */
+static void forget(struct plain_allocator *plain, struct xps_block **gone)
+{
+	uint64_t n = 0;
+
+	for (int i = 0; i < KEPT_SIZES; i++) {
+		struct shelf *shelf = &plain->shelves[i];
+
+		if (shelf->capacity && shelf->used + KEPT_USES < plain->uses) {
+			shelf->capacity = 0;
+			xps_stock_limit(&shelf->stock, 0);
+			clear(shelf, UINT64_MAX, gone);
+		}
+		n += shelf->capacity != 0;
+	}
+	for (int i = 0; i < KEPT_SIZES; i++)
+		if (plain->shelves[i].capacity)
+			xps_stock_limit(&plain->shelves[i].stock,
+					KEPT_BYTES / (n * block_size(plain->shelves[i].capacity)));
+}
+
+/* Lock held. Half of what was not needed since the last time goes. */
+static void trim(struct plain_allocator *plain, struct shelf *shelf, struct xps_block **gone)
+{
+	const uint64_t unseen = shelf->stock.takes_per_look - 1; /* takes since a look */
+	const uint64_t least = shelf->stock.least;
+
+	if (least > unseen)
+		clear(shelf, (least - unseen + 1) / 2, gone);
+	shelf->stock.least = UINT64_MAX;
+	shelf->since = plain->uses;
+}
+
+/* Lock held. NULL: there is none for this size, and others need theirs. */
+static struct shelf *find_shelf(struct plain_allocator *plain, uint64_t capacity, struct xps_block **gone)
+{
+	struct shelf *unused = NULL;
 
 	for (int i = 0; i < KEPT_SIZES; i++) {
 		if (plain->shelves[i].capacity == capacity)
 			return &plain->shelves[i];
-		if (plain->shelves[i].used < oldest->used)
-			oldest = &plain->shelves[i];
+		if (!plain->shelves[i].capacity)
+			unused = &plain->shelves[i];
 	}
-	return oldest;
+	if (!unused)
+		return NULL;
+	clear(unused, UINT64_MAX, gone); /* what came home late */
+	unused->capacity = capacity;
+	unused->used = unused->since = plain->uses;
+	/* Large ones are few, and the one that was used last is worth more. */
+	unused->stock.takes_per_look =
+		is_large(capacity) ? 1
+				   : xps_stock_takes_per_look(block_size(capacity), KEPT_BYTES / block_size(capacity));
+	forget(plain, gone);
+	return unused;
 }
 
-/* Lock held. All blocks that are on it, for the caller to free. */
-static struct xps_block *clear_shelf(struct plain_allocator *plain, struct shelf *shelf)
-{
-	struct xps_block *blocks = shelf->first;
-
-	for (struct xps_block *block = blocks; block; block = block->next)
-		plain->n_kept_bytes -= block_size(block->capacity);
-	*shelf = (struct shelf){ .capacity = shelf->capacity };
-	return blocks;
-}
-
-/* Lock held. The same with half of those that were not needed of late, the ones that came home first. */
-static struct xps_block *cut_shelf(struct plain_allocator *plain, struct shelf *shelf)
-{
-	const uint32_t n_gone = (shelf->unneeded + 1) / 2;
-	struct xps_block **end = &shelf->first;
-	struct xps_block *gone;
-
-	shelf->n -= n_gone;
-	for (uint32_t i = 0; i < shelf->n; i++)
-		end = &(*end)->next;
-	gone = *end;
-	*end = NULL;
-	plain->n_kept_bytes -= n_gone * block_size(shelf->capacity);
-	shelf->unneeded = shelf->n;
-	shelf->since = plain->uses;
-	return gone;
-}
-
-static struct xps_block *take_kept(struct plain_allocator *plain, uint64_t capacity)
+/* Lock held. */
+static struct xps_block *take_kept(struct plain_allocator *plain, struct shelf *shelf, struct xps_block **gone)
 {
 	struct xps_block *block;
-	struct shelf *shelf;
 
-	if (!is_worth_keeping(capacity) || pthread_mutex_trylock(&plain->lock))
-		return NULL;
-	shelf = find_shelf(plain, capacity);
-	block = shelf->capacity == capacity ? shelf->first : NULL;
-	if (block) {
-		shelf->first = block->next;
-		shelf->n--;
-		shelf->unneeded = (uint32_t)xps_min_u64(shelf->unneeded, shelf->n);
-		shelf->used = ++plain->uses;
-		plain->n_kept_bytes -= block_size(capacity);
+	while ((block = xps_stock_take(&shelf->stock)) && block->capacity != shelf->capacity) {
+		block->next = *gone;
+		*gone = block;
 	}
-	pthread_mutex_unlock(&plain->lock);
-	if (block)
-		show(block);
+	shelf->used = plain->uses;
+	if (plain->uses - shelf->since >= KEPT_PERIOD)
+		trim(plain, shelf, gone);
 	return block;
-}
-
-/* Lock held. Clear a shelf that no block came to of late, and return what was on it; NULL if there is none. */
-static struct xps_block *clear_forgotten(struct plain_allocator *plain)
-{
-	for (int i = 0; i < KEPT_SIZES; i++)
-		if (plain->shelves[i].first && plain->shelves[i].used + KEPT_USES < plain->uses)
-			return clear_shelf(plain, &plain->shelves[i]);
-	return NULL;
-}
-
-/* Lock held. Put the block on its shelf. Returns those that have to go for it, or it, for the caller to free. */
-static struct xps_block *keep(struct plain_allocator *plain, struct xps_block *block)
-{
-	const uint64_t size = block_size(block->capacity);
-	struct shelf *shelf = find_shelf(plain, block->capacity);
-	struct xps_block *gone = NULL;
-
-	if (shelf->capacity != block->capacity)
-		gone = clear_shelf(plain, shelf);
-	else if (plain->n_kept_bytes + size > KEPT_BYTES)
-		gone = clear_forgotten(plain);
-	else if (plain->uses - shelf->since >= KEPT_PERIOD)
-		gone = cut_shelf(plain, shelf);
-	shelf->capacity = block->capacity;
-	shelf->used = ++plain->uses;
-	if (plain->n_kept_bytes + size > KEPT_BYTES) {
-		block->next = gone;
-		return block;
-	}
-	hide(block);
-	block->next = shelf->first;
-	shelf->first = block;
-	shelf->n++;
-	plain->n_kept_bytes += size;
-	return gone;
 }
 
 static struct xps_block *plain_take(struct xps_allocator *allocator, uint64_t size)
 {
+	struct plain_allocator *plain = plain_of(allocator);
 	const uint64_t capacity = capacity_for(size);
-	struct xps_block *block = take_kept(plain_of(allocator), capacity);
+	struct xps_block *block = NULL, *gone = NULL;
+	uint16_t index = NO_SHELF;
+	struct shelf *shelf;
 
-	return block ? block : new_block(capacity);
+	if (!is_worth_keeping(capacity) || !xps_process_is(plain->process))
+		return new_block(capacity, NO_SHELF);
+	pthread_mutex_lock(&plain->lock);
+	if (++plain->uses % KEPT_USES == 0)
+		forget(plain, &gone);
+	shelf = find_shelf(plain, capacity, &gone);
+	if (shelf) {
+		index = (uint16_t)(shelf - plain->shelves);
+		block = take_kept(plain, shelf, &gone);
+	}
+	pthread_mutex_unlock(&plain->lock);
+	free_blocks(gone);
+	if (!block)
+		return new_block(capacity, index);
+	block->shelf = index;
+	return block;
 }
 
 static void plain_give(struct xps_allocator *allocator, struct xps_block *block)
 {
 	struct plain_allocator *plain = plain_of(allocator);
-	struct xps_block *gone = block;
 
-	block->next = NULL;
-	if (is_worth_keeping(block->capacity) && !pthread_mutex_trylock(&plain->lock)) {
-		gone = keep(plain, block);
-		pthread_mutex_unlock(&plain->lock);
-	}
-	free_blocks(gone);
+	if (block->shelf == NO_SHELF || !xps_process_is(plain->process) ||
+	    !xps_stock_put(&plain->shelves[block->shelf].stock, block))
+		free_block(block);
 }
 
-/* The lock is left as it is: in a forked child somebody who is not there may hold it. */
 static void plain_destroy(struct xps_allocator *allocator)
 {
 	struct plain_allocator *plain = plain_of(allocator);
+	struct xps_block *gone = NULL;
 
 	for (int i = 0; i < KEPT_SIZES; i++)
-		free_blocks(plain->shelves[i].first);
+		clear(&plain->shelves[i], UINT64_MAX, &gone);
+	free_blocks(gone);
+	/* In a forked child somebody who is not there may hold it. */
+	if (xps_process_is(plain->process))
+		pthread_mutex_destroy(&plain->lock);
 	free(plain);
 }
 
@@ -400,6 +385,9 @@ struct xps_allocator *xps_allocator_new(void)
 	if (!plain)
 		return NULL;
 	plain->base = (struct xps_allocator){ .ops = &ops, .references = 1 };
+	plain->process = xps_process();
+	for (int i = 0; i < KEPT_SIZES; i++)
+		xps_stock_init(&plain->shelves[i].stock, 0, 1);
 	pthread_mutex_init(&plain->lock, NULL);
 	return &plain->base;
 }
@@ -450,50 +438,22 @@ struct xps_allocator *xps_mmap_allocator_new(int flags, bool prefer_huge)
 
 /* ---------------------------------------------------------------- pool */
 
-/*
- * Free blocks lie in lists, the list that came home last first, and of each the block that came home last: it may still
- * be in a cache.
- */
 struct memory_pool {
 	struct xps_allocator base;
-	/* Written by those who free: */
-	struct xps_block *returned; /* atomic; a stack of blocks that came home since somebody looked */
-	uint64_t n_shelved;         /* atomic; blocks that became free, ever, and any that are just about to */
-	uint64_t n_taken_seen;      /* atomic; what `n_taken` was when somebody last looked, or before */
-
-	uint32_t process __attribute__((aligned(XPS_CACHE_LINE)));
+	struct xps_stock stock;
+	uint32_t process;
 	struct xps_allocator *source;
 	uint64_t capacity; /* atomic; of the blocks that the source makes for us, which may be larger than asked for */
 	uint64_t lower, upper, max_free, initial, low_water;
-	uint64_t takes_per_look;
 	struct xps_log *log;
 	struct xps_pool *threads; /* NULL: no refilling */
 	struct xps_loop *loop;
 	struct xps_task refill;
 
 	pthread_mutex_t lock __attribute__((aligned(XPS_CACHE_LINE))); /* guards all below */
-	struct xps_block *free;                                        /* the first list */
-	/* Blocks that are free no more, ever. Atomic, because it may be read without the lock. */
-	uint64_t n_taken;
 	bool warn_on_empty;
 	bool refilling;
 };
-
-/*
- * Takes at most between two looks at what came home: not one for each block, because another thread has written there. Nor
- * are there to be many bytes, or much of what the pool has, because so many more blocks are in use in turn, and are to
- * stay in the cache.
- */
-#define TAKES_PER_LOOK 16
-#define BYTES_PER_LOOK (UINT64_C(128) << 10)
-#define LOOKS_PER_POOL 8
-
-static uint64_t takes_per_look(uint64_t block_size, uint64_t n_blocks)
-{
-	const uint64_t takes = xps_min_u64(BYTES_PER_LOOK / xps_max_u64(block_size, 1), n_blocks / LOOKS_PER_POOL);
-
-	return xps_max_u64(xps_min_u64(takes, TAKES_PER_LOOK), 1);
-}
 
 static struct memory_pool *pool_of(struct xps_allocator *allocator)
 {
@@ -514,94 +474,11 @@ static void drop_block(struct memory_pool *pool, struct xps_block *block)
 	pool->source->ops->give(pool->source, block);
 }
 
-static uint64_t n_free(const struct memory_pool *pool)
-{
-	/* In this order, so that no block is missed that is being shelved and taken meanwhile. */
-	const uint64_t n_taken = __atomic_load_n(&pool->n_taken, __ATOMIC_ACQUIRE);
-
-	return __atomic_load_n(&pool->n_shelved, __ATOMIC_RELAXED) - n_taken;
-}
-
-/* Whether the pool may have one more free block. `n_shelved` may be out of date, if it is not used then. */
-static bool has_room(struct memory_pool *pool, uint64_t n_shelved)
-{
-	uint64_t n_taken = __atomic_load_n(&pool->n_taken_seen, __ATOMIC_RELAXED);
-
-	if (n_shelved - n_taken < pool->max_free)
-		return true;
-	n_taken = __atomic_load_n(&pool->n_taken, __ATOMIC_RELAXED);
-	__atomic_store_n(&pool->n_taken_seen, n_taken, __ATOMIC_RELAXED);
-	return n_shelved < n_taken || n_shelved - n_taken < pool->max_free;
-}
-
-/* Count a block as free, if there is room for one more. */
-static bool reserve(struct memory_pool *pool)
-{
-	uint64_t n = __atomic_load_n(&pool->n_shelved, __ATOMIC_RELAXED);
-
-	do {
-		if (!has_room(pool, n))
-			return false;
-	} while (!__atomic_compare_exchange_n(&pool->n_shelved, &n, n + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-	return true;
-}
-
 /* Keep the block if there is room, else give its memory back. */
 static void shelve(struct memory_pool *pool, struct xps_block *block)
 {
-	if (!reserve(pool)) {
+	if (!xps_stock_put(&pool->stock, block))
 		drop_block(pool, block);
-		return;
-	}
-	hide(block);
-	block->next = __atomic_load_n(&pool->returned, __ATOMIC_RELAXED);
-	/* release: whoever takes the block sees `next`, and what its last user wrote. */
-	while (!__atomic_compare_exchange_n(&pool->returned, &block->next, block, true, __ATOMIC_RELEASE,
-					    __ATOMIC_RELAXED))
-		;
-}
-
-/* Lock held. Put the list of those that came home in front of the others. */
-static void collect_returned(struct memory_pool *pool)
-{
-	struct xps_block *first;
-
-	if (!__atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
-		return;
-	first = __atomic_exchange_n(&pool->returned, NULL, __ATOMIC_ACQUIRE);
-	first->older = pool->free;
-	pool->free = first;
-}
-
-/* Whoever had the block has written there, in another processor's cache; so have it come before it is needed. */
-static void fetch_head(const struct xps_block *block)
-{
-	for (size_t i = 0; i < sizeof(*block); i += XPS_CACHE_LINE)
-		__builtin_prefetch((const char *)block + i, 1);
-}
-
-/* Lock held. NULL: there is none. */
-static struct xps_block *take_free(struct memory_pool *pool)
-{
-	struct xps_block *block, *next;
-
-	if (!pool->free || pool->n_taken % pool->takes_per_look == 0)
-		collect_returned(pool);
-	block = pool->free;
-	if (!block)
-		return NULL;
-	next = block->next;
-	if (next)
-		next->older = block->older;
-	else
-		next = block->older;
-	if (next && next->next)
-		fetch_head(next->next);
-	pool->free = next;
-	/* release: whoever sees that it is taken has seen that it was shelved */
-	__atomic_store_n(&pool->n_taken, pool->n_taken + 1, __ATOMIC_RELEASE);
-	show(block);
-	return block;
 }
 
 static void refill(struct xps_task *task)
@@ -615,7 +492,7 @@ static void refill(struct xps_task *task)
 		if (block)
 			shelve(pool, block);
 		pthread_mutex_lock(&pool->lock);
-		enough = !block || n_free(pool) >= xps_min_u64(pool->initial, pool->max_free);
+		enough = !block || xps_stock_size(&pool->stock) >= xps_min_u64(pool->initial, pool->max_free);
 		if (enough)
 			pool->refilling = false;
 		pthread_mutex_unlock(&pool->lock);
@@ -632,9 +509,9 @@ static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t siz
 		return pool->source->ops->take(pool->source, size);
 
 	pthread_mutex_lock(&pool->lock);
-	block = take_free(pool);
+	block = xps_stock_take(&pool->stock);
 	warn = !block && pool->warn_on_empty;
-	start_refill = pool->loop && !pool->refilling && n_free(pool) < pool->low_water;
+	start_refill = pool->loop && !pool->refilling && xps_stock_size(&pool->stock) < pool->low_water;
 	if (start_refill)
 		pool->refilling = true;
 	pthread_mutex_unlock(&pool->lock);
@@ -669,7 +546,7 @@ static void pool_destroy(struct xps_allocator *allocator)
 
 	if (pool->loop)
 		xps_loop_call(pool->loop, &nothing); /* a refill that was posted has now run */
-	while ((block = take_free(pool)))
+	while ((block = xps_stock_take(&pool->stock)))
 		drop_block(pool, block);
 	xps_allocator_free(pool->source);
 	xps_log_free(pool->log);
@@ -694,7 +571,7 @@ struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t low
 	pool->lower = lower;
 	pool->upper = upper;
 	pool->max_free = max_free;
-	pool->takes_per_look = takes_per_look(upper, max_free);
+	xps_stock_init(&pool->stock, max_free, xps_stock_takes_per_look(upper, max_free));
 	pool->initial = initial;
 	pool->low_water = low_water;
 	pool->log = xps_log_ref(log);
@@ -751,5 +628,5 @@ uint64_t xps_memory_pool_n_free(struct xps_allocator *allocator)
 {
 	struct memory_pool *pool = pool_of(allocator);
 
-	return xps_process_is(pool->process) ? n_free(pool) : 0;
+	return xps_process_is(pool->process) ? xps_stock_size(&pool->stock) : 0;
 }

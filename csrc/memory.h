@@ -8,21 +8,8 @@
  */
 #pragma once
 
-#include "bits.h"
+#include "stock.h"
 #include "xdpspead.h"
-
-/* Bytes right in front of a payload that belong to whoever has it, for what he wants to say about it. */
-#define XPS_PAYLOAD_ROOM 192
-
-struct xps_block {
-	struct xps_allocator *owner; /* takes the block back, and is there until all its blocks have come home */
-	struct xps_block *next;      /* in a free list */
-	struct xps_block *older;     /* in a pool's list of lists: the next of these, if it is the first of one */
-	uint64_t capacity;           /* bytes of payload */
-	uint32_t references;         /* atomic */
-	uint32_t huge;               /* lies on huge pages */
-	uint8_t room[XPS_PAYLOAD_ROOM] __attribute__((aligned(XPS_CACHE_LINE)));
-} __attribute__((aligned(XPS_CACHE_LINE)));
 
 /* A payload of at least `size` bytes, aligned to a cache line, not cleared, with one reference. NULL: no memory. */
 uint8_t *xps_payload_new(struct xps_allocator *allocator, uint64_t size);

@@ -68,6 +68,79 @@ static void test_the_block_that_was_freed_last_is_used_first(void)
 	xps_allocator_free(plain);
 }
 
+static void test_small_blocks_are_kept_too(void)
+{
+	struct xps_allocator *plain = xps_allocator_new();
+	uint8_t *first = xps_payload_new(plain, 100), *second = xps_payload_new(plain, 100), *other;
+
+	xps_payload_free(first);
+	xps_payload_free(second);
+	other = xps_payload_new(plain, 101); /* another size */
+	CHECK(other != first && other != second);
+	CHECK(xps_payload_new(plain, 100) == second);
+	CHECK(xps_payload_new(plain, 100) == first);
+	xps_payload_free(first);
+	xps_payload_free(second);
+	xps_payload_free(other);
+	xps_allocator_free(plain);
+}
+
+/* More sizes than are kept, small ones and mapped ones, in turn. */
+static const uint64_t many_sizes[] = { 10, 1000, 20000, 40000, 2000, 70000, 3000 };
+
+enum { N_SIZES = sizeof(many_sizes) / sizeof(many_sizes[0]), AT_ONCE = 70 };
+
+struct handful {
+	uint8_t *payloads[AT_ONCE];
+	int round;
+};
+
+static uint64_t size_in(int round, int i)
+{
+	/* In some rounds few sizes, so that each of them comes to have a shelf. */
+	return many_sizes[round % 3 ? round / 30 % N_SIZES : i % N_SIZES];
+}
+
+static void *check_and_free(void *argument)
+{
+	struct handful *handful = argument;
+
+	for (int i = 0; i < AT_ONCE; i++) {
+		const uint64_t size = size_in(handful->round, i);
+
+		CHECK_EQ(handful->payloads[i][0], i);
+		CHECK_EQ(handful->payloads[i][size - 1], handful->round & 0xff);
+		xps_payload_free(handful->payloads[i]);
+	}
+	return NULL;
+}
+
+static void test_one_thread_allocates_what_another_frees(void)
+{
+	struct xps_allocator *plain = xps_allocator_new();
+	struct handful handfuls[2];
+	pthread_t other = 0;
+
+	for (int round = 0; round < 400; round++) {
+		struct handful *handful = &handfuls[round % 2];
+
+		handful->round = round;
+		for (int i = 0; i < AT_ONCE; i++) {
+			const uint64_t size = size_in(round, i);
+
+			handful->payloads[i] = xps_payload_new(plain, size);
+			CHECK(handful->payloads[i]);
+			handful->payloads[i][0] = (uint8_t)i;
+			handful->payloads[i][size - 1] = (uint8_t)round;
+		}
+		if (round)
+			join(other);
+		other = start(check_and_free, handful);
+	}
+	join(other);
+	xps_allocator_free(plain);
+}
+
 /* Resident bytes of this process that are no file's. A sanitizer keeps what is freed: then they say nothing, always 0. */
 static size_t in_use(void)
 {
@@ -550,6 +623,8 @@ int main(void)
 	quiet = xps_log_new();
 
 	test_the_block_that_was_freed_last_is_used_first();
+	test_small_blocks_are_kept_too();
+	test_one_thread_allocates_what_another_frees();
 	test_no_more_than_so_much_is_kept();
 	test_a_size_is_forgotten();
 	test_what_is_not_needed_for_long_goes();
