@@ -40,6 +40,7 @@ int xps_ring_init(struct xps_ring *ring, uint64_t heaps, uint64_t bytes)
 		.small_bytes = bytes,
 		.last_bytes = bytes, /* until it is known how large they are, no more than `heaps` */
 		.fd = -1,
+		.expected = true, /* whoever looks for the first time often does so when packets begin to come */
 	};
 	ring->slots = calloc(ring->n_slots, sizeof(struct xps_heap *));
 	if (!ring->slots)

@@ -93,7 +93,7 @@ def measure_iteration(session: Session) -> None:
 
 
 def _iterate_steps(session: Session) -> Iterator[Step]:
-    for mode in ("iterate", "many", "update"):
+    for mode in ("iterate", "many", "update", "no_pool"):
         for payload in ITERATE_PAYLOADS:
             for name in session.libraries:
                 yield functools.partial(_iterate, session, mode, payload, name)

@@ -33,6 +33,7 @@ def child(arguments: dict[str, Any]) -> None:
         "iterate": measure_stream,
         "many": measure_stream,
         "update": measure_stream,
+        "no_pool": measure_stream,
         "memcpy": measure_memcpy,
     }
     print(json.dumps(modes[arguments["mode"]](arguments)))
@@ -99,7 +100,9 @@ class _Reading:
         self.config = {"max_heaps": MAX_HEAPS, **arguments.get("stream", {})}
         # In the ring, being built, and in the hands of Python and the worker.
         in_ring = RING_HEAPS if heap_size > SMALL_HEAP else SMALL_HEAPS
-        self.memory = library.memory_pool(lib, heap_size, in_ring + MAX_HEAPS + 8)
+        if arguments["mode"] != "no_pool":
+            pool = library.memory_pool(lib, heap_size, in_ring + MAX_HEAPS + 8)
+            self.config["memory_allocator"] = pool
         self.ring = {} if arguments["library"] == library.OURS else {"heaps": RING_HEAPS}
         self.drain: Callable[[Any], Any] = _drain
         if arguments["mode"] == "many":
@@ -113,7 +116,7 @@ class _Reading:
         """Read the buffer; return wall time in s, CPU time of Python's thread and of all others."""
         stream = self.lib.recv.Stream(
             self.pool,
-            self.lib.recv.StreamConfig(memory_allocator=self.memory, **self.config),
+            self.lib.recv.StreamConfig(**self.config),
             self.lib.recv.RingStreamConfig(**self.ring),
         )
         before = library.thread_cpu_ns()

@@ -93,6 +93,7 @@ _TAKEN = {
     "iterate": "iterated over",
     "many": "taken many at a time",
     "update": "put into an ItemGroup",
+    "no_pool": "iterated over without a memory pool",
 }
 
 

@@ -128,7 +128,12 @@ def _memory_rows() -> Iterator[Row]:
             ),
             speed=True,
         )
-    for mode, how, limit in (("iterate", "iterated over", 5), ("update", "ItemGroup.update", 4)):
+    modes = (
+        ("iterate", "iterated over", 5),
+        ("no_pool", "iterated over without a memory pool", None),
+        ("update", "ItemGroup.update", 4),
+    )
+    for mode, how, limit in modes:
         for size in (1024, 8192):
             yield Row(
                 f"one-packet heaps of {size_name(size)}, {how}: heaps per second",
