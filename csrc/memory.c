@@ -155,13 +155,13 @@ static void unmap_block(struct xps_block *block)
  * For each new payload of some size the kernel makes pages and clears them, which costs as much as all else that is done for
  * a packet, and the C library gives the memory of a large one back as soon as it is freed; a small one that another thread
  * frees costs it more than a packet does too. So blocks that come home are kept, on a shelf for each of the sizes used
- * last. Those that are not needed for long go, half of them at a time: so what one hiccup took is not kept for ever.
+ * last. Those that are not needed for long go: so what one hiccup took is not kept for ever.
  */
 #define LARGE (UINT64_C(16) << 10) /* from here on blocks are mapped */
 #define KEPT_BYTES (UINT64_C(8) << 20)
 #define KEPT_SIZES 4
 #define KEPT_USES 64     /* of all shelves, after which a size is forgotten */
-#define KEPT_PERIOD 2048 /* uses of all, after which it is seen what was not needed */
+#define KEPT_PERIOD 1024 /* uses of all, after which it is seen what was not needed */
 #define NO_SHELF UINT16_MAX
 
 struct shelf {
@@ -204,7 +204,7 @@ static uint64_t block_size(uint64_t capacity)
 
 static bool is_worth_keeping(uint64_t capacity)
 {
-	return capacity <= KEPT_BYTES && block_size(capacity) <= KEPT_BYTES;
+	return capacity && capacity <= KEPT_BYTES && block_size(capacity) <= KEPT_BYTES;
 }
 
 static uint64_t capacity_for(uint64_t size)
@@ -277,14 +277,14 @@ static void forget(struct plain_allocator *plain, struct xps_block **gone)
 					KEPT_BYTES / (n * block_size(plain->shelves[i].capacity)));
 }
 
-/* Lock held. Half of what was not needed since the last time goes. */
+/* Lock held. What was not needed since the last time goes. */
 static void trim(struct plain_allocator *plain, struct shelf *shelf, struct xps_block **gone)
 {
 	const uint64_t unseen = shelf->stock.takes_per_look - 1; /* takes since a look */
 	const uint64_t least = shelf->stock.least;
 
 	if (least > unseen)
-		clear(shelf, (least - unseen + 1) / 2, gone);
+		clear(shelf, least - unseen, gone);
 	shelf->stock.least = UINT64_MAX;
 	shelf->since = plain->uses;
 }
