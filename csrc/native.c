@@ -690,23 +690,35 @@ static int iterator_set_queue(PyObject *self, PyObject *queue, void *unused)
 
 /*
  * Wait until there are heaps in the queue. Python's code is not asked, because after a wait nothing of it is in the caches.
- * Returns 1, 0 if there will be none, or -1 and an exception: that of a signal's handler, or MemoryError.
+ * Returns 1, 0 if there will be none, because of the errno in `*why`, or -1 and an exception: that of a signal's handler, or
+ * MemoryError.
  */
-static int wait_for_heaps(struct queue *queue, int ahead)
+static int wait_for_heaps(struct queue *queue, int ahead, int *why)
 {
 	while (!queue->n_heaps) {
 		const int popped = fill(queue, 1, ahead > 0 ? ahead : 1, SLICE_MS);
 
-		if (popped > 0)
-			continue; /* and whoever else reads the stream may have taken them meanwhile */
-		if (popped == -ENOMEM)
+		/* Meanwhile, whoever else reads the stream may have put some into the queue, or taken them. */
+		if (popped > 0 || queue->n_heaps)
+			continue;
+		if (popped == -ENOMEM) {
 			PyErr_NoMemory();
-		else if (popped != 0 && popped != -EINTR)
+		} else if (popped != 0 && popped != -EINTR) {
+			*why = -popped;
 			return 0;
+		}
 		if (PyErr_Occurred() || PyErr_CheckSignals())
 			return -1;
 	}
 	return 1;
+}
+
+/* Whether the stream has come to its end, and no error brought it. */
+static bool ended_well(const struct queue *queue, int why)
+{
+	struct xps_fail fail;
+
+	return why == EPIPE && xps_stream_failure(queue->stream, &fail) == 0;
 }
 
 static PyObject *iterator_next(PyObject *self)
@@ -714,18 +726,21 @@ static PyObject *iterator_next(PyObject *self)
 	struct iterator *iterator = (struct iterator *)self;
 	struct queue *queue = (struct queue *)iterator->queue;
 	PyObject *heap = NULL;
-	int ready = 0;
+	int ready = 0, why = 0;
+	bool well = false;
 
 	if (queue && queue->n_heaps)
 		return take_one(queue);
 	if (queue) {
 		Py_INCREF((PyObject *)queue); /* somebody may set another one meanwhile */
-		ready = wait_for_heaps(queue, iterator->ahead);
+		ready = wait_for_heaps(queue, iterator->ahead, &why);
 		if (ready > 0)
 			heap = take_one(queue);
+		else if (ready == 0)
+			well = ended_well(queue, why);
 		Py_DECREF((PyObject *)queue);
 	}
-	return ready ? heap : PyObject_CallMethod(self, "_end_of_heaps", NULL);
+	return ready || well ? heap : PyObject_CallMethod(self, "_end_of_heaps", NULL);
 }
 
 static void iterator_dealloc(PyObject *self)
@@ -747,8 +762,8 @@ static PyMemberDef iterator_members[] = {
 PyDoc_STRVAR(iterator_doc,
 	     "Base of a stream that is its own iterator.\n\n"
 	     "The next heap is the first in the queue ``_popped``, which is filled with up to ``_batch`` heaps\n"
-	     "when it is empty. If no heap can come any more, the next is what the method ``_end_of_heaps``\n"
-	     "returns.");
+	     "when it is empty. Iteration ends when the stream has; if that was because of an error, or no heap\n"
+	     "can come for another reason, the next is what the method ``_end_of_heaps`` returns.");
 
 static PyType_Slot iterator_slots[] = {
 	{ Py_tp_doc, (void *)iterator_doc },
