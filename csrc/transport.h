@@ -13,6 +13,8 @@
  *     n = xps_batch_push(reader, views, n_views);    // as often as the batch needs
  *     xps_batch_end(reader);
  *
+ * Heaps that became complete go to the ring when there are several, at the end of the batch, and when poll returns.
+ *
  * xps_batch_push() may take fewer views than it was given, because the ring of finished heaps is full. The reader then
  * keeps the rest (views and the bytes under them), does not end the batch, and returns XPS_POLL_BLOCKED; when the user
  * has made room the stream calls poll again, and the reader goes on where it was. Nothing waits inside a worker, so
