@@ -44,8 +44,8 @@
 /* Shorter ones cost more than they save. */
 #define SHORTEST_NAP_NS UINT64_C(10000)
 /* Heaps, or bytes of them, that go to the ring in the middle of a reader's turn. */
-#define HEAPS_AT_ONCE 16
-#define BYTES_AT_ONCE (UINT64_C(128) << 10)
+#define HEAPS_AT_ONCE 32
+#define BYTES_AT_ONCE (UINT64_C(256) << 10)
 /* Between two looks at what has become of a source. */
 #define LOOK_NS INT64_C(1000000000)
 
