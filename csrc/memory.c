@@ -40,7 +40,7 @@ struct xps_allocator {
 	int64_t n_home __attribute__((aligned(XPS_CACHE_LINE)));
 };
 
-/* Both want their own cache lines. */
+/* Zeroed memory that begins with a cache line. */
 static void *new_lines(size_t size)
 {
 	void *lines = aligned_alloc(XPS_CACHE_LINE, xps_round_up(size, XPS_CACHE_LINE));

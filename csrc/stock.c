@@ -17,13 +17,14 @@
 #define BYTES_PER_LOOK (UINT64_C(128) << 10)
 #define LOOKS_PER_STOCK 8
 
-void xps_block_hide(struct xps_block *block)
+/* A sanitizer is to catch whoever reads or writes a payload that he gave back, though it is still there. */
+static void hide(struct xps_block *block)
 {
 	(void)block;
 	ASAN_POISON_MEMORY_REGION(block->room, sizeof(block->room) + block->capacity);
 }
 
-void xps_block_show(struct xps_block *block)
+static void show(struct xps_block *block)
 {
 	(void)block;
 	ASAN_UNPOISON_MEMORY_REGION(block->room, sizeof(block->room) + block->capacity);
@@ -82,7 +83,7 @@ bool xps_stock_put(struct xps_stock *stock, struct xps_block *block)
 {
 	if (!reserve(stock))
 		return false;
-	xps_block_hide(block);
+	hide(block);
 	block->next = __atomic_load_n(&stock->returned, __ATOMIC_RELAXED);
 	/* release: whoever takes the block sees `next`, and what its last user wrote. */
 	while (!__atomic_compare_exchange_n(&stock->returned, &block->next, block, true, __ATOMIC_RELEASE,
@@ -141,6 +142,6 @@ struct xps_block *xps_stock_take(struct xps_stock *stock)
 	__atomic_store_n(&stock->n_taken, stock->n_taken + 1, __ATOMIC_RELEASE);
 	if (look)
 		stock->least = xps_min_u64(stock->least, xps_stock_size(stock));
-	xps_block_show(block);
+	show(block);
 	return block;
 }

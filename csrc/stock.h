@@ -60,6 +60,7 @@ void xps_stock_limit(struct xps_stock *stock, uint64_t most);
 /* A good number of takes per look for blocks of `block_size` bytes of which there may be `most`. */
 uint64_t xps_stock_takes_per_look(uint64_t block_size, uint64_t most);
 
+/* Whether a sanitizer watches what is done to memory. */
 #if defined(__has_feature)
 #define XPS_SANITIZED __has_feature(address_sanitizer)
 #elif defined(__SANITIZE_ADDRESS__)
@@ -67,7 +68,3 @@ uint64_t xps_stock_takes_per_look(uint64_t block_size, uint64_t most);
 #else
 #define XPS_SANITIZED 0
 #endif
-
-/* A sanitizer is to catch whoever reads or writes a payload that he gave back, though it is still there. */
-void xps_block_hide(struct xps_block *block);
-void xps_block_show(struct xps_block *block);

@@ -50,7 +50,6 @@
 #define BPF_F_TEST_XDP_LIVE_FRAMES (1U << 1)
 #endif
 
-#define NS_PER_S 1000000000ULL
 #define WATCH_PERIOD_NS 2000000
 /* One call's worth of runs. When they run out, after half a minute or so, another call follows. */
 #define RUNS_PER_CALL 1000000000
@@ -152,14 +151,6 @@ static void die(const char *format, ...)
 	fputc('\n', stderr);
 	va_end(arguments);
 	exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
 /* ---- options ------------------------------------------------------------------------------- */
@@ -562,7 +553,7 @@ static void *watch_run(void *argument)
 	while (!__atomic_load_n(&w->finished, __ATOMIC_ACQUIRE)) {
 		uint64_t sent = __atomic_load_n(&w->state->sent, __ATOMIC_RELAXED);
 
-		if (sent >= w->count || now_ns() >= w->deadline_ns || interrupted) {
+		if (sent >= w->count || generate_now_ns() >= w->deadline_ns || interrupted) {
 			__atomic_store_n(&w->over, true, __ATOMIC_RELEASE);
 			pthread_kill(w->target, SIGUSR1);
 		}
@@ -593,7 +584,7 @@ static void run(struct generator *g, const struct options *o, const struct plans
 		.state = g->state,
 		.target = pthread_self(),
 		.count = o->count,
-		.deadline_ns = now_ns() + (uint64_t)(o->limit_s * (double)NS_PER_S),
+		.deadline_ns = generate_now_ns() + (uint64_t)(o->limit_s * (double)NS_PER_S),
 	};
 	LIBBPF_OPTS(bpf_test_run_opts, test, .data_in = plans->packet, .data_size_in = plans->packet_size,
 		    .flags = BPF_F_TEST_XDP_LIVE_FRAMES, .repeat = RUNS_PER_CALL, .batch_size = o->batch);
@@ -725,9 +716,9 @@ static void send_from_the_kernel(const struct options *o, const struct plans *pl
 	if (o->wait)
 		wait_for_start();
 	read_accepted(o->interface, &accepted_before);
-	started_ns = now_ns();
+	started_ns = generate_now_ns();
 	run(&g, o, plans);
-	elapsed_ns = now_ns() - started_ns;
+	elapsed_ns = generate_now_ns() - started_ns;
 	if (read_accepted(o->interface, &accepted_after))
 		dropped = (int64_t)(g.state->sent - (accepted_after - accepted_before));
 	report(o, g.state, elapsed_ns, dropped);
@@ -756,12 +747,12 @@ static void send_through_socket(const struct options *o, const struct plans *pla
 
 	if (o->wait)
 		wait_for_start();
-	started_ns = now_ns();
+	started_ns = generate_now_ns();
 	job.deadline_ns = started_ns + (uint64_t)(o->limit_s * (double)NS_PER_S);
 	failed = generate_through_socket(&job, &state);
 	if (failed)
 		die("%s: %s", failed, strerror(errno));
-	report(o, &state, now_ns() - started_ns, -1);
+	report(o, &state, generate_now_ns() - started_ns, -1);
 }
 
 int main(int argc, char **argv)

@@ -17,7 +17,6 @@
 #define UDP_SEGMENT 103
 #endif
 
-#define NS_PER_S 1000000000ULL
 #define MESSAGE_MAX 65000 /* bytes: a little less than a datagram may have */
 #define SEGMENTS_MAX 64   /* of one message, before Linux 6.9 */
 #define SPEAD_OFFSET offsetof(struct generate_headers, spead_magic)
@@ -30,7 +29,7 @@ struct message {
 	uint64_t n, header_size, packet_size;
 };
 
-static uint64_t now_ns(void)
+uint64_t generate_now_ns(void)
 {
 	struct timespec ts;
 
@@ -113,7 +112,7 @@ static int wait_until_due(const struct generate_socket *job, struct generate_sta
 	const double interval = job->rate > 0 ? (double)NS_PER_S / job->rate : 0;
 
 	for (;;) {
-		const uint64_t now = now_ns();
+		const uint64_t now = generate_now_ns();
 		double elapsed, due;
 
 		if (*job->interrupted || now >= job->deadline_ns)

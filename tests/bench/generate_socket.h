@@ -31,6 +31,11 @@ struct generate_socket {
 	const volatile sig_atomic_t *interrupted;
 };
 
+#define NS_PER_S 1000000000ULL
+
+/* CLOCK_MONOTONIC */
+uint64_t generate_now_ns(void);
+
 /* Send until all is sent, time is over, or a signal came. Returns NULL, or what failed, with errno. */
 const char *generate_through_socket(const struct generate_socket *job, struct generate_state *state);
 
