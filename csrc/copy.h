@@ -18,14 +18,6 @@ static inline void xps_fetch(const uint8_t *data, size_t n)
 		__builtin_prefetch(data + i);
 }
 
-static inline void xps_copy(uint8_t *to, const uint8_t *from, size_t n, int mode)
-{
-	if (likely(mode == XPS_MEMCPY_STD))
-		memcpy(to, from, n);
-	else
-		xps_copy_nontemporal(to, from, n);
-}
-
 /* From this length on it pays to fetch line by line. */
 #define XPS_FETCH_STEP 512
 

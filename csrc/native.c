@@ -690,35 +690,29 @@ static int iterator_set_queue(PyObject *self, PyObject *queue, void *unused)
 
 /*
  * Wait until there are heaps in the queue. Python's code is not asked, because after a wait nothing of it is in the caches.
- * Returns 1, 0 if there will be none, because of the errno in `*why`, or -1 and an exception: that of a signal's handler, or
- * MemoryError.
+ * Returns 1, 0 if there will be none, or -1 if that ends the iteration: well, or with an exception, which is that of a
+ * signal's handler, or MemoryError.
  */
-static int wait_for_heaps(struct queue *queue, int ahead, int *why)
+static int wait_for_heaps(struct queue *queue, int ahead)
 {
+	struct xps_fail fail;
+
 	while (!queue->n_heaps) {
 		const int popped = fill(queue, 1, ahead > 0 ? ahead : 1, SLICE_MS);
 
 		/* Meanwhile, whoever else reads the stream may have put some into the queue, or taken them. */
 		if (popped > 0 || queue->n_heaps)
 			continue;
-		if (popped == -ENOMEM) {
+		if (popped == -EPIPE && xps_stream_failure(queue->stream, &fail) == 0)
+			return -1;
+		if (popped == -ENOMEM)
 			PyErr_NoMemory();
-		} else if (popped != 0 && popped != -EINTR) {
-			*why = -popped;
+		else if (popped != 0 && popped != -EINTR)
 			return 0;
-		}
 		if (PyErr_Occurred() || PyErr_CheckSignals())
 			return -1;
 	}
 	return 1;
-}
-
-/* Whether the stream has come to its end, and no error brought it. */
-static bool ended_well(const struct queue *queue, int why)
-{
-	struct xps_fail fail;
-
-	return why == EPIPE && xps_stream_failure(queue->stream, &fail) == 0;
 }
 
 static PyObject *iterator_next(PyObject *self)
@@ -726,21 +720,18 @@ static PyObject *iterator_next(PyObject *self)
 	struct iterator *iterator = (struct iterator *)self;
 	struct queue *queue = (struct queue *)iterator->queue;
 	PyObject *heap = NULL;
-	int ready = 0, why = 0;
-	bool well = false;
+	int ready = 0;
 
 	if (queue && queue->n_heaps)
 		return take_one(queue);
 	if (queue) {
 		Py_INCREF((PyObject *)queue); /* somebody may set another one meanwhile */
-		ready = wait_for_heaps(queue, iterator->ahead, &why);
+		ready = wait_for_heaps(queue, iterator->ahead);
 		if (ready > 0)
 			heap = take_one(queue);
-		else if (ready == 0)
-			well = ended_well(queue, why);
 		Py_DECREF((PyObject *)queue);
 	}
-	return ready || well ? heap : PyObject_CallMethod(self, "_end_of_heaps", NULL);
+	return ready ? heap : PyObject_CallMethod(self, "_end_of_heaps", NULL);
 }
 
 static void iterator_dealloc(PyObject *self)

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
+
+from target import wait_for
 
 
 def start_python(*code: str) -> subprocess.Popen[str]:
@@ -47,16 +48,21 @@ def run_python(*code: str, timeout: float = 60.0) -> str:
     return _output(start_python(*code), timeout)
 
 
+def _sleeps(pid: int) -> bool:
+    """Whether the process's main thread waits for something."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def run_signalled(code: str, number: int = signal.SIGINT, timeout: float = 10.0) -> str:
     """Send a signal to code that has printed "ready"; return what else it prints.
 
-    The signal comes so much later that the code most likely is in the call that follows.
+    The signal comes when the main thread sleeps, most likely in the call that follows.
     """
     process = start_python(code)
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "ready\n", process.communicate(timeout=timeout)[1]
-        time.sleep(0.2)  # an earlier signal interrupts too, only not inside the call under test
+        wait_for(lambda: _sleeps(process.pid), "the child asleep", timeout)
         process.send_signal(number)
     except BaseException:
         process.kill()

@@ -123,8 +123,12 @@ def no_sums_of_others(request: pytest.FixtureRequest) -> None:
     kind are summed up, so where others have written so many a test begins when that is over.
     """
     if "caplog" in request.fixturenames:
-        while len(_last_lines) == 10 and time.monotonic() - _last_lines[0] < 1.5:
-            time.sleep(0.05)  # between looks at the clock
+        from target import wait_for  # which imports the package
+
+        wait_for(
+            lambda: len(_last_lines) < 10 or time.monotonic() - _last_lines[0] >= 1.5,
+            "a second and a half with fewer than ten lines in the log",
+        )
         handler = request.getfixturevalue("caplog").handler
         handler.addFilter(lambda record: not record.getMessage().endswith(" in the last second"))
 

@@ -370,7 +370,7 @@ static void test_pool_holds_at_most_max_free(void)
 	xps_allocator_free(pool);
 }
 
-#define MANY 256 /* so many that the pool does not look at what came home each time */
+#define IN_LARGE_POOL 256 /* so many that the pool does not look at what came home each time */
 
 static int compare(const void *a, const void *b)
 {
@@ -388,28 +388,28 @@ static void check_that_none_is_there_twice(uint8_t **payloads, int n)
 
 static void test_large_pool_serves_each_block_once_whenever_it_came_home(void)
 {
-	struct xps_allocator *pool = new_pool(NULL, MANY, MANY, 0);
-	uint8_t *payloads[MANY + 10];
+	struct xps_allocator *pool = new_pool(NULL, IN_LARGE_POOL, IN_LARGE_POOL, 0);
+	uint8_t *payloads[IN_LARGE_POOL + 10];
 	int n = 0;
 
 	/* A few more go out than come home each time, until all are out. */
-	for (int round = 0; n < MANY; round++) {
-		const int more = round % 40 < MANY - n ? round % 40 : MANY - n;
+	for (int round = 0; n < IN_LARGE_POOL; round++) {
+		const int more = round % 40 < IN_LARGE_POOL - n ? round % 40 : IN_LARGE_POOL - n;
 
 		for (int i = 0; i < more; i++)
 			payloads[n++] = xps_payload_new(pool, 1000);
 		check_that_none_is_there_twice(payloads, n);
-		CHECK_EQ(xps_memory_pool_n_free(pool), MANY - n);
-		for (int i = 0; i < more / 2 && n < MANY; i++)
+		CHECK_EQ(xps_memory_pool_n_free(pool), IN_LARGE_POOL - n);
+		for (int i = 0; i < more / 2 && n < IN_LARGE_POOL; i++)
 			xps_payload_free(payloads[--n]);
-		CHECK_EQ(xps_memory_pool_n_free(pool), MANY - n);
+		CHECK_EQ(xps_memory_pool_n_free(pool), IN_LARGE_POOL - n);
 	}
-	for (; n < MANY + 10; n++)
+	for (; n < IN_LARGE_POOL + 10; n++)
 		payloads[n] = xps_payload_new(pool, 1000);
 	check_that_none_is_there_twice(payloads, n);
 	for (int came = 1; n; came++) {
 		xps_payload_free(payloads[--n]);
-		CHECK_EQ(xps_memory_pool_n_free(pool), came < MANY ? came : MANY);
+		CHECK_EQ(xps_memory_pool_n_free(pool), came < IN_LARGE_POOL ? came : IN_LARGE_POOL);
 	}
 	xps_allocator_free(pool);
 }
