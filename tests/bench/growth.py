@@ -4,7 +4,8 @@ Each curve is a part of its own in the results, and the case of each of its poin
 memory come the size of packets and heaps, and the stream's ``max_heaps`` and ``substreams``, which
 cost what the worker's CPU time says; from a veth pair come streams and endpoints, which cost what
 the CPU time of the whole process says, and the losses. Along a curve nothing else changes: the
-packets are the same, and so is their rate.
+packets are the same, and so is their rate. Where it cannot be so, as many bytes of heaps are under
+way at each of its points.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ PACKET_SIZES = (64, 256, 1024, 2048, 4096, 8192)
 HEAP_PACKETS = (1, 4, 16, 64, 256, 1024)
 MAX_HEAPS = (4, 16, 64, 256, 1024, 4096)
 SUBSTREAMS = (1, 4, 16, 64, 256, 1024)
+#: They share as many flows as there are of the most.
 STREAMS = (1, 4, 16, 64)
 ENDPOINTS = (1, 16, 128, 1024)
 LOSS_RATES = (200e3, 400e3, 600e3, 800e3, 1e6, 1.2e6, 1.5e6, 1.8e6, 2.2e6)
@@ -110,19 +112,29 @@ def _measure_network(session: Session, runs: int) -> None:
 
 def _more_steps(session: Session, bench: network.Bench, way: Receiver) -> Iterator[Step]:
     for n in STREAMS:
-        load = session.load(flows=n)
-        threads = way._replace(settings={"streams": n})
-        if way.library != OURS:  # there a thread for each stream is the only way
-            yield functools.partial(_cost, session, bench, "streams", n, load, threads)
-            continue
-        merged = way._replace(settings={"streams": n, "merged": True})
-        yield functools.partial(_cost, session, bench, "streams", n, load, merged)
-        yield functools.partial(_cost, session, bench, "streams_threads", n, load, threads)
+        yield from _streams_steps(session, bench, way, n)
     for n in ENDPOINTS:
         # Heap by heap, so that as few heaps are under way with many as with one.
         load = session.load(flows=n, whole_heaps=True)
         receiver = way._replace(settings={"endpoints": n})
         yield functools.partial(_cost, session, bench, "endpoints", n, load, receiver)
+
+
+def _streams_steps(session: Session, bench: network.Bench, way: Receiver, n: int) -> Iterator[Step]:
+    flows = STREAMS[-1]
+    shared = {"streams": n, "endpoints": flows // n, "stream": {"max_heaps": flows}}
+    # A thread for each stream is the only way there.
+    if way.library != OURS:
+        ways = {"streams": (flows, shared)}
+    else:
+        ways = {
+            "streams": (flows, {**shared, "merged": True}),
+            "streams_threads": (flows, shared),
+            "streams_alone": (n, {"streams": n, "merged": True}),
+        }
+    for part, (n_flows, settings) in ways.items():
+        load, receiver = session.load(flows=n_flows), way._replace(settings=settings)
+        yield functools.partial(_cost, session, bench, part, n, load, receiver)
 
 
 def _cost(

@@ -130,11 +130,11 @@ _CURVES = {
     "heap_size": "size of a heap, packets of 1 KiB",
     "max_heaps": "max_heaps (dashed: all of them under way, 64 B packets)",
     "substreams": "substreams",
-    "streams": "streams on one interface, 400 kpps together (dashed: a thread each)",
+    "streams": "streams for 64 flows (dashed: a thread each; dotted: one flow each)",
     "endpoints": "endpoints of a stream, 400 kpps together",
 }
-#: What stands in the same place, by the end of its name.
-_DASHED = ("full", "threads")
+#: What stands in the same place, by the end of its name, and its line.
+_OTHERS = {"full": "--", "threads": "--", "alone": ":"}
 
 
 def _growth(plt: Any, figures: _Figures) -> Any:
@@ -153,10 +153,10 @@ def _growth(plt: Any, figures: _Figures) -> Any:
                 name += {OURS: " AF_XDP", PEER: " UDP"}[subject]
             _plot(axes, points, subject, name)
             ticks = [x for x, _ in points]
-            for other in _DASHED:
+            for other, line in _OTHERS.items():
                 points = figures.curve(f"{part}_{other}", subject, "cpu_ns")
                 if points:
-                    _plot(axes, points, subject, "_", linestyle="--")
+                    _plot(axes, points, subject, "_", linestyle=line)
         sizes = part in ("packet_size", "heap_size")
         if ticks:
             _log2(axes, ticks, size_name if sizes else str)

@@ -12,11 +12,11 @@ On top of either come the settings:
 ``stream``, ``reader``
     Keywords for ``StreamConfig`` and ``UdpXdpConfig``.
 ``streams``
-    How many streams there are, each at a port of its own.
+    How many streams there are, each at ports of its own.
 ``merged``
     Whether one thread takes the heaps of all of them (`recv.MergedStreams`).
 ``endpoints``
-    How many ports the only stream receives.
+    How many ports each stream receives.
 ``python_core``
     Core of the threads that iterate, if it is not to be that of all others.
 
@@ -59,8 +59,7 @@ def child(arguments: dict[str, Any]) -> None:
     ready = {"ready": True}
     try:
         for i, stream in enumerate(streams):
-            ports = range(arguments["port"] + i, arguments["port"] + i + _n_ports(settings))
-            ready |= _add_reader(lib, stream, arguments, ports)
+            ready |= _add_reader(lib, stream, arguments, _ports(arguments, i))
     except Exception as error:  # noqa: BLE001 (told to the parent, which ends this process)
         _answer({"error": f"{type(error).__name__}: {error}"})
         return
@@ -81,9 +80,11 @@ def child(arguments: dict[str, Any]) -> None:
         thread.join()
 
 
-def _n_ports(settings: dict[str, Any]) -> int:
-    ports: int = settings.get("endpoints", 1)
-    return ports
+def _ports(arguments: dict[str, Any], i: int) -> range:
+    """Return the ports of stream number *i*."""
+    n: int = arguments["settings"].get("endpoints", 1)
+    first: int = arguments["port"] + i * n
+    return range(first, first + n)
 
 
 def _answer(value: dict[str, Any]) -> None:
