@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from target import DEADLINE, wait_for
+from target import DEADLINE, need_tree_open_to_all, wait_for
 from xdplab import Lab
 
 #: The program of the environment that the tests run in.
@@ -155,6 +155,8 @@ class Receiver:
         variable: bool = False,
         **config: Any,
     ) -> None:
+        if uid:
+            need_tree_open_to_all()
         common = {"interface": lab.rx.interface}
         if not variable:
             common["helper"] = str(helper.socket)

@@ -17,12 +17,15 @@ import os
 import random
 import select
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import model
+import pytest
 import wire
 
 #: Name of the package under test.
@@ -109,6 +112,19 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float = DEADLI
         if time.monotonic() > end:
             raise AssertionError(f"not within {timeout} s: {what}")
         time.sleep(0.002)
+
+
+def need_tree_open_to_all() -> None:
+    """Skip a test of which a part runs as an ordinary user, where such a user cannot read the tree.
+
+    That is so where root keeps it at home.
+    """
+    for folder in Path(__file__).resolve().parents:
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            why = f"part of it runs as nobody, to whom {folder} is closed: 'chmod o+x {folder}'"
+            if os.environ.get("CI"):
+                pytest.fail(why)
+            pytest.skip(why)
 
 
 def next_heap(stream: Any, timeout: float = DEADLINE) -> Any:

@@ -869,6 +869,7 @@ def test_it_opens_nothing_for_writing_and_asks_drivers_questions_only(lab):
 
 @pytest.mark.xdp
 def test_ordinary_user_is_told_what_needs_root(lab):
+    target.need_tree_open_to_all()
     fd = lab.attach_foreign_program()
     # Python itself may be where only root can read, so it becomes ordinary when all is imported.
     child = lab.python("""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from target import need_tree_open_to_all
 from wire import simple_heap
 from xdplab import Lab
 
@@ -132,6 +133,7 @@ print(target.next_heap(stream).cnt)
 
 @pytest.mark.xdp
 def test_ordinary_user_with_the_capabilities_of_the_unit_receives(lab):
+    need_tree_open_to_all()
     (granted,) = re.findall(r"^AmbientCapabilities=(.*)$", UNIT.read_text(), re.MULTILINE)
     process = lab.python(
         NOBODY.format(
