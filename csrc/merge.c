@@ -7,11 +7,14 @@
  * many there are. A ring that still has something after a pop tells again. So the list is all that there is to know, and
  * its order is that of turns.
  *
- * Locks: a ring's, and under it the merge's. Whoever asks sleeps on a futex, which counts what was put into the list.
+ * Locks: a ring's, and under it the merge's. Whoever asks sleeps on a futex, which counts what was put into the list; who
+ * polls has an eventfd, which is raised as long as there is something in the list.
  */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "bits.h"
 #include "fail.h"
@@ -32,10 +35,24 @@ struct xps_merge {
 	pthread_mutex_t lock; /* guards the list; `news` may be read without it */
 	struct member *first, **end;
 	uint32_t n_waiting;
+	int fd;                /* -1: nobody has asked for it */
+	bool raised;           /* it has been written */
 	_Atomic uint32_t news; /* runs freely */
 	uint32_t n_members;
 	struct member members[];
 };
+
+/* Lock held. Have the descriptor say whether the list has anything. */
+static void show(struct xps_merge *merge)
+{
+	const bool any = merge->first;
+	eventfd_t value;
+
+	if (merge->fd < 0 || any == merge->raised)
+		return;
+	if (any ? eventfd_write(merge->fd, 1) == 0 : eventfd_read(merge->fd, &value) == 0)
+		merge->raised = any;
+}
 
 /* A ring is locked. */
 static _Atomic uint32_t *has_something(struct xps_ring_listener *listener)
@@ -50,6 +67,7 @@ static _Atomic uint32_t *has_something(struct xps_ring_listener *listener)
 		member->next = NULL;
 		*merge->end = member;
 		merge->end = &member->next;
+		show(merge);
 		atomic_fetch_add_explicit(&merge->news, 1, memory_order_relaxed);
 		/* Who has been woken is not waiting any more, though it may take a while until it runs. */
 		if (merge->n_waiting)
@@ -73,6 +91,7 @@ static struct member *take_first(struct xps_merge *merge, bool wait, uint32_t *n
 		merge->first = first->next;
 		if (!merge->first)
 			merge->end = &merge->first;
+		show(merge);
 	} else {
 		merge->n_waiting += wait;
 	}
@@ -100,6 +119,33 @@ int xps_merge_next(struct xps_merge *merge, int timeout_ms)
 	}
 }
 
+bool xps_merge_ready(struct xps_merge *merge)
+{
+	bool any;
+
+	if (!xps_process_is(merge->process))
+		return false;
+	pthread_mutex_lock(&merge->lock);
+	any = merge->first;
+	pthread_mutex_unlock(&merge->lock);
+	return any;
+}
+
+int xps_merge_fd(struct xps_merge *merge)
+{
+	int fd;
+
+	if (!xps_process_is(merge->process))
+		return -ECHILD;
+	pthread_mutex_lock(&merge->lock);
+	if (merge->fd < 0)
+		merge->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	fd = merge->fd < 0 ? -errno : merge->fd;
+	show(merge);
+	pthread_mutex_unlock(&merge->lock);
+	return fd;
+}
+
 struct xps_merge *xps_merge_new(struct xps_stream *const *streams, uint32_t n, struct xps_fail *fail)
 {
 	struct xps_merge *merge = calloc(1, sizeof(*merge) + n * sizeof(merge->members[0]));
@@ -109,6 +155,7 @@ struct xps_merge *xps_merge_new(struct xps_stream *const *streams, uint32_t n, s
 		return NULL;
 	}
 	merge->process = xps_process();
+	merge->fd = -1;
 	merge->end = &merge->first;
 	merge->n_members = n;
 	pthread_mutex_init(&merge->lock, NULL);
@@ -142,5 +189,7 @@ void xps_merge_free(struct xps_merge *merge)
 			xps_stream_listen(merge->members[i].stream, NULL);
 		pthread_mutex_destroy(&merge->lock);
 	}
+	if (merge->fd >= 0)
+		close(merge->fd);
 	free(merge);
 }

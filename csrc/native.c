@@ -781,6 +781,9 @@ enum {
 	ENDED = 4,
 };
 
+/* There is no heap now, but may be one later. */
+#define NOT_NOW (-2)
+
 struct merge {
 	PyObject object;
 	PyObject *streams; /* tuple: what is handed out with each heap */
@@ -814,12 +817,23 @@ static void end_turn(struct merge *merge)
 	merge->n_turns--;
 }
 
-/* Returns 0, or -1 and an exception: that of a signal's handler. Others may change everything meanwhile. */
-static int wait_for_turn(struct merge *merge)
+static PyObject *refuse_child(void)
+{
+	PyErr_SetString(PyExc_RuntimeError, "these streams were made before a fork and belong to the parent process");
+	return NULL;
+}
+
+/*
+ * Returns 0, or -1 and an exception, which is that of a signal's handler; or NOT_NOW. Others may change everything
+ * meanwhile.
+ */
+static int find_turn(struct merge *merge, bool wait)
 {
 	PyThreadState *thread;
 	int i = xps_merge_next(merge->core, 0);
 
+	if (i == -ETIMEDOUT && !wait)
+		return NOT_NOW;
 	if (i == -ETIMEDOUT) {
 		thread = PyEval_SaveThread();
 		i = xps_merge_next(merge->core, SLICE_MS);
@@ -830,8 +844,7 @@ static int wait_for_turn(struct merge *merge)
 		return 0;
 	}
 	if (i == -ECHILD) {
-		PyErr_SetString(PyExc_RuntimeError,
-				"these streams were made before a fork and belong to the parent process");
+		refuse_child();
 		return -1;
 	}
 	return PyErr_CheckSignals();
@@ -857,17 +870,19 @@ static int popped_from(struct merge *merge, uint32_t i, int popped)
 }
 
 /*
- * Whose turn it is to give a heap, which then is in its queue. -1: nobody will any more; or an exception is set. Between
- * the look at a queue and the return nobody else can have come in.
+ * Whose turn it is to give a heap, which then is in its queue. -1: nobody will any more; or an exception is set. NOT_NOW:
+ * nobody now, and it was not to wait. Between the look at a queue and the return nobody else can have come in.
  */
-static int64_t whose_turn(struct merge *merge)
+static int64_t whose_turn(struct merge *merge, bool wait)
 {
 	while (merge->n_turns || merge->n_open) {
 		const uint32_t i = merge->turns[merge->first_turn];
 
 		if (!merge->n_turns) {
-			if (wait_for_turn(merge))
-				return -1;
+			const int err = find_turn(merge, wait);
+
+			if (err)
+				return err;
 		} else if (queue_of(merge, i)->n_heaps) {
 			return i;
 		} else if (merge->states[i] & TO_POP) {
@@ -881,15 +896,15 @@ static int64_t whose_turn(struct merge *merge)
 	return -1;
 }
 
-static PyObject *merge_next(PyObject *self)
+/* A pair, or NULL: none will come any more; or an exception is set. None: there is none now, and it was not to wait. */
+static PyObject *give(struct merge *merge, bool wait)
 {
-	struct merge *merge = (struct merge *)self;
 	PyObject *pair = PyTuple_New(2), *heap;
-	int64_t i = pair ? whose_turn(merge) : -1;
+	int64_t i = pair ? whose_turn(merge, wait) : -1;
 
 	if (i < 0) {
 		Py_XDECREF(pair);
-		return NULL;
+		return i == NOT_NOW ? Py_NewRef(Py_None) : NULL;
 	}
 	heap = take_one(queue_of(merge, (uint32_t)i));
 	if (!heap) {
@@ -899,6 +914,46 @@ static PyObject *merge_next(PyObject *self)
 	PyTuple_SetItem(pair, 0, Py_NewRef(PyTuple_GetItem(merge->streams, (Py_ssize_t)i)));
 	PyTuple_SetItem(pair, 1, heap);
 	return pair;
+}
+
+static PyObject *merge_next(PyObject *self)
+{
+	return give((struct merge *)self, true);
+}
+
+PyDoc_STRVAR(merge_take_doc, "_take()\n--\n\n"
+			     "The next pair, or None if there is none now. StopIteration if there will be none.");
+
+static PyObject *merge_take(PyObject *self, PyObject *unused)
+{
+	PyObject *pair = give((struct merge *)self, false);
+
+	(void)unused;
+	if (!pair && !PyErr_Occurred())
+		PyErr_SetNone(PyExc_StopIteration);
+	return pair;
+}
+
+static PyObject *merge_ready(PyObject *self, void *unused)
+{
+	const struct merge *merge = (struct merge *)self;
+
+	(void)unused;
+	return PyBool_FromLong(merge->n_turns || !merge->n_open || xps_merge_ready(merge->core));
+}
+
+static PyObject *merge_fd(PyObject *self, void *unused)
+{
+	const int fd = xps_merge_fd(((struct merge *)self)->core);
+
+	(void)unused;
+	if (fd == -ECHILD)
+		return refuse_child();
+	if (fd < 0) {
+		errno = -fd;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	return PyLong_FromLong(fd);
 }
 
 static int merge_traverse(PyObject *self, visitproc visit, void *arg)
@@ -1011,6 +1066,18 @@ PyDoc_STRVAR(merge_doc,
 	     "ahead : int\n"
 	     "    Heaps to pop at a time, at least 1.");
 
+static PyMethodDef merge_methods[] = {
+	{ "_take", merge_take, METH_NOARGS, merge_take_doc },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef merge_getters[] = {
+	{ "_ready", merge_ready, NULL, "Whether it pays to call _take().", NULL },
+	{ "_fd", merge_fd, NULL, "A descriptor that is readable when a stream has told of heaps, or of its end.",
+	  NULL },
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+
 static PyType_Slot merge_slots[] = {
 	{ Py_tp_doc, (void *)merge_doc },
 	{ Py_tp_new, (void *)merge_new },
@@ -1018,6 +1085,8 @@ static PyType_Slot merge_slots[] = {
 	{ Py_tp_traverse, (void *)merge_traverse },
 	{ Py_tp_iter, (void *)PyObject_SelfIter },
 	{ Py_tp_iternext, (void *)merge_next },
+	{ Py_tp_methods, merge_methods },
+	{ Py_tp_getset, merge_getters },
 	{ 0, NULL },
 };
 

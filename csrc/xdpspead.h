@@ -329,6 +329,10 @@ void xps_merge_free(struct xps_merge *merge);
  * -EINTR; -ECHILD in a forked child.
  */
 int xps_merge_next(struct xps_merge *merge, int timeout_ms);
+/* Whether it would return an index at once. */
+bool xps_merge_ready(struct xps_merge *merge);
+/* A descriptor, of the merge's, that is readable as long as that is so. Or -errno; -ECHILD in a forked child. */
+int xps_merge_fd(struct xps_merge *merge);
 
 /* ---------------------------------------------------------------- readers */
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import contextlib
 import gc
+import importlib
 import itertools
 import os
 import random
@@ -13,14 +16,16 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from child import run_signalled
-from target import DEADLINE, in_thread, new_stream, recv, sp, udp_stream, wait_for
+from target import DEADLINE, PACKAGE, in_thread, new_stream, recv, sp, udp_stream, wait_for
 from wire import simple_heap
 
 pytestmark = pytest.mark.ours  # the peer has no such call
+recv_asyncio: Any = importlib.import_module(PACKAGE + ".recv.asyncio")
 
 
 def one_packet(cnt: int, length: int = 10) -> bytes:
@@ -59,6 +64,9 @@ class Fed:
 
     def merge(self) -> Any:
         return recv.MergedStreams(self.streams)
+
+    def merge_for_tasks(self) -> Any:
+        return recv_asyncio.MergedStreams(self.streams)
 
     def names(self, pairs: Any) -> list[tuple[int, int]]:
         """Return the index of the stream, and the heap's number, of each pair."""
@@ -451,3 +459,266 @@ def test_streams_that_read_sockets():
         got = {next(merged)[1].cnt for _ in made}
         assert got == {10 * round_ + i for i in range(5)}
     merged.stop()
+
+
+# for coroutines
+
+
+def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine on a loop of its own, which must end before the deadline."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(3 * DEADLINE):
+            return await main()
+
+    return asyncio.run(bounded())
+
+
+async def take(merged: Any, into: list[Any]) -> None:
+    into.extend([pair async for pair in merged])
+
+
+async def waiting_tasks(merged: Any, n: int) -> list[asyncio.Task[Any]]:
+    """Return tasks that wait for a heap, in this order."""
+    tasks = [asyncio.ensure_future(anext(merged)) for _ in range(n)]
+    for _ in range(4):  # turns of the event loop, until they wait
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in tasks)
+    return tasks
+
+
+def feed_at_random(fed: Fed, n: int) -> dict[int, list[int]]:
+    """Send `n` heaps in another thread, and the end; return which each stream has."""
+    rng = random.Random(3)
+    choice = [rng.randrange(len(fed.streams)) for _ in range(n)]
+    pauses = [rng.random() < 0.02 for _ in range(n)]
+
+    def feed() -> None:
+        for cnt, (i, pause) in enumerate(zip(choice, pauses, strict=True)):
+            fed.send(i, cnt)
+            if pause:
+                time.sleep(0.001)  # the tasks may wait; no promise hangs on it
+        fed.end()
+
+    in_thread(feed)
+    return by_stream(list(zip(choice, range(n), strict=True)))
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_tasks_get_every_heap_once_and_each_stream_in_order(kind):
+    fed = Fed(7, heaps=8)
+    if kind == "asyncio":
+        fed.streams = [recv_asyncio.Stream(fed.pool) for _ in fed.queues]
+        for stream, queue in zip(fed.streams, fed.queues, strict=True):
+            stream.add_inproc_reader(queue)
+    merged = fed.merge_for_tasks()
+    sent = feed_at_random(fed, 3000)
+    got: list[Any] = []
+    run(lambda: take(merged, got))
+    assert by_stream(fed.names(got)) == sent
+    run(lambda: take(merged, got))  # it has ended
+    assert len(got) == 3000
+
+
+def test_tasks_of_no_streams_end():
+    got: list[Any] = []
+    run(lambda: take(recv_asyncio.MergedStreams([]), got))
+    assert got == []
+
+
+def test_tasks_get_what_iteration_has_popped_already():
+    fed = Fed(2)
+    fed.send_and_see(0, *range(20))
+    assert next(fed.streams[0]).cnt == 0
+    fed.send_and_see(1, 50)
+    fed.end()
+    got: list[Any] = []
+    run(lambda: take(fed.merge_for_tasks(), got))
+    assert by_stream(fed.names(got)) == {0: list(range(1, 20)), 1: [50]}
+
+
+def test_tasks_are_served_in_the_order_in_which_they_came():
+    async def main():
+        fed = Fed(3)
+        tasks = await waiting_tasks(fed.merge_for_tasks(), 9)
+        for cnt in range(9):
+            fed.send_and_see(cnt % 3, cnt)
+            got = await asyncio.wait_for(tasks[cnt], DEADLINE)
+            assert fed.names([got]) == [(cnt % 3, cnt)]
+            assert not any(task.done() for task in tasks[cnt + 1 :])
+
+    run(main)
+
+
+def test_heaps_that_come_at_once_wake_all_tasks_that_they_are_for():
+    async def main():
+        fed = Fed(2)
+        tasks = await waiting_tasks(fed.merge_for_tasks(), 6)
+        fed.send_and_see(1, *range(5))
+        got = [await asyncio.wait_for(task, DEADLINE) for task in tasks[:5]]
+        assert fed.names(got) == [(1, cnt) for cnt in range(5)]
+        fed.send(0, 9)
+        assert fed.names([await asyncio.wait_for(tasks[5], DEADLINE)]) == [(0, 9)]
+
+    run(main)
+
+
+def test_end_reaches_every_task():
+    async def main():
+        fed = Fed(3)
+        merged = fed.merge_for_tasks()
+        tasks = await waiting_tasks(merged, 5)
+        fed.send(2, 7)
+        fed.end()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert fed.names(results[:1]) == [(2, 7)]
+        assert [type(result) for result in results[1:]] == [StopAsyncIteration] * 4
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["stop", "context"])
+def test_stop_wakes_tasks(how):
+    async def main():
+        fed = Fed(3)
+        async with contextlib.AsyncExitStack() as stack:
+            merged = fed.merge_for_tasks()
+            (task,) = await waiting_tasks(merged, 1)
+            if how == "stop":
+                merged.stop()
+            else:
+                await stack.enter_async_context(merged)
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(task, DEADLINE)
+        for stream in fed.streams:
+            with pytest.raises(sp.Stopped):
+                stream.get()
+
+    run(main)
+
+
+def test_storm_of_timeouts_takes_no_heap_away():
+    async def main():
+        fed = Fed(4, heaps=16)
+        merged = fed.merge_for_tasks()
+        sent = feed_at_random(fed, 1500)
+        rng = random.Random(4)
+        got: list[Any] = []
+        timed_out = 0
+
+        async def consume() -> None:
+            nonlocal timed_out
+            while True:
+                try:
+                    async with asyncio.timeout(rng.choice([0, 0.00005, 0.0002, 0.001])):
+                        got.append(await anext(merged))
+                except TimeoutError:
+                    timed_out += 1
+                except StopAsyncIteration:
+                    return
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(5):
+                group.create_task(consume())
+        assert by_stream(fed.names(got)) == sent
+        assert timed_out > 10
+
+    run(main)
+
+
+def test_iteration_by_tasks_lets_others_run():
+    async def main():
+        fed = Fed(2, heaps=3000)
+        for i in range(2):
+            fed.send_and_see(i, *range(3000))
+        fed.end()
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(other())
+        begin = time.monotonic()
+        async for _ in fed.merge_for_tasks():
+            pass
+        took = time.monotonic() - begin
+        task.cancel()
+        assert turns >= min(took / 0.01, 20)
+
+    run(main)
+
+
+def test_several_event_loops_share_it():
+    fed = Fed(4, heaps=16)
+    merged = fed.merge_for_tasks()
+    sent = feed_at_random(fed, 3000)
+    got: list[list[Any]] = [[], [], []]
+    threads = [in_thread(lambda mine=mine: run(lambda: take(merged, mine))) for mine in got]
+    for thread in threads:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    everything = [name for mine in got for name in fed.names(mine)]
+    assert sorted(everything) == sorted((i, cnt) for i, cnts in sent.items() for cnt in cnts)
+
+
+def test_heap_that_one_loop_has_popped_ahead_goes_to_another_that_waits():
+    """The descriptor says nothing of it any more."""
+    fed = Fed(1)
+    merged = fed.merge_for_tasks()
+    there, taken = threading.Event(), threading.Event()
+    got: list[int] = []
+
+    def wait_elsewhere() -> None:
+        async def main() -> None:
+            (task,) = await waiting_tasks(merged, 1)
+            there.set()
+            assert taken.wait(DEADLINE)  # the loop sees nothing meanwhile
+            got.append((await task)[1].cnt)
+
+        run(main)
+
+    async def main() -> None:
+        (task,) = await waiting_tasks(merged, 1)
+        thread = in_thread(wait_elsewhere)
+        assert there.wait(DEADLINE)
+        fed.send_and_see(0, 1, 2)
+        got.append((await task)[1].cnt)
+        taken.set()
+        thread.join(DEADLINE)
+
+    run(main)
+    assert got == [1, 2]
+
+
+def test_forked_child_may_not_take_by_tasks():
+    fed = Fed(2)
+    merged = fed.merge_for_tasks()
+    fed.send_and_see(0, 1)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            with pytest.raises(RuntimeError, match=r"fork|process"):
+                anext(merged).send(None)
+            status = 0
+        finally:  # whatever came: this is not to go on with the tests
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert fed.names([run(lambda: anext(merged))]) == [(0, 1)]
+
+
+def test_merge_for_tasks_goes_with_its_last_reference():
+    fed = Fed(2)
+    fed.send(0, 1)
+
+    async def main() -> weakref.ref[Any]:
+        merged = fed.merge_for_tasks()
+        assert fed.names([await anext(merged)]) == [(0, 1)]
+        return weakref.ref(merged)
+
+    assert run(main)() is None
+    fed.end()
+    assert fed.names(fed.merge()) == []

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Which of several streams have something: each that has, in turn, to whoever asks, and nobody sleeps for ever. */
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -257,6 +258,54 @@ static void test_every_stream_wakes_who_waits(void)
 	close_fed(&fed);
 }
 
+/* ---------------------------------------------------------------- who polls */
+
+/* Whether the descriptor says what is so. */
+static bool is_ready(struct xps_merge *merge)
+{
+	const bool ready = xps_merge_ready(merge);
+
+	CHECK_EQ(readable(xps_merge_fd(merge)), ready);
+	return ready;
+}
+
+static void test_descriptor_is_readable_while_a_stream_has_something(void)
+{
+	struct fed fed;
+	struct xps_merge *made;
+
+	open_fed(&fed, 1);
+	made = merge(&fed);
+	CHECK(is_ready(made)); /* all are told of at the beginning, before it was asked for */
+	xps_merge_free(made);
+	made = quiet_merge(&fed);
+	for (uint64_t round = 0; round < 3; round++) {
+		CHECK(!is_ready(made));
+		feed(&fed, 1, 2 * round);
+		feed(&fed, 4, 0);
+		await_heaps(&fed, 1, 1);
+		await_heaps(&fed, 4, 1);
+		AWAIT(xps_merge_ready(made));
+		CHECK(is_ready(made));
+		CHECK_EQ(xps_merge_next(made, DEADLINE_MS) + xps_merge_next(made, DEADLINE_MS), 1 + 4);
+		CHECK(!is_ready(made)); /* whoever was given them is to pop */
+		feed(&fed, 1, 2 * round + 1);
+		await_heaps(&fed, 1, 2);
+		pop(&fed, 1, 2 * round);
+		pop(&fed, 4, 0);
+		CHECK(is_ready(made));
+		CHECK_EQ(xps_merge_next(made, 0), 1);
+		pop(&fed, 1, 2 * round + 1);
+	}
+	CHECK(!is_ready(made));
+	xps_stream_stop(fed.streams[2]);
+	CHECK(is_ready(made));
+	CHECK_EQ(xps_merge_next(made, 0), 2);
+	CHECK(!is_ready(made));
+	xps_merge_free(made);
+	close_fed(&fed);
+}
+
 /* ---------------------------------------------------------------- all at once */
 
 enum { USERS = 3, HEAPS = 3000 };
@@ -271,11 +320,16 @@ static void *read_all(void *argument)
 {
 	struct reading *reading = argument;
 
-	while (atomic_load(&reading->n_popped) < HEAPS) {
-		const int i = xps_merge_next(reading->merge, 20);
+	for (int round = 0; atomic_load(&reading->n_popped) < HEAPS; round++) {
+		struct pollfd news = { .fd = xps_merge_fd(reading->merge), .events = POLLIN };
+		const bool polls = round % 2;
 		struct xps_heap *heaps[4];
-		int n = i >= 0 ? xps_stream_pop(reading->fed->streams[i], heaps, 4, 0) : 0;
+		int i, n;
 
+		if (polls)
+			poll(&news, 1, 20);
+		i = xps_merge_next(reading->merge, polls ? 0 : 20);
+		n = i >= 0 ? xps_stream_pop(reading->fed->streams[i], heaps, 4, 0) : 0;
 		for (int j = 0; j < n; j++)
 			xps_heap_free(heaps[j]);
 		atomic_fetch_add(&reading->n_popped, n > 0 ? n : 0);
@@ -351,6 +405,8 @@ int main(void)
 
 	test_signal_interrupts_who_waits();
 	test_every_stream_wakes_who_waits();
+
+	test_descriptor_is_readable_while_a_stream_has_something();
 
 	test_many_users_get_every_heap();
 	test_merges_come_and_go_while_heaps_come();

@@ -1,46 +1,22 @@
-"""Streams for :mod:`asyncio`.
-
-How it works: whoever calls :meth:`Stream.get` or :meth:`Stream.get_many` stands in a line, one line
-for each event loop, and the loop watches the stream's descriptor while somebody in the line has no
-heap to expect. Heaps stay in the ring until a waiter's task really runs; waking a waiter only means
-"look again". So there is nothing to be lost when a waiter is cancelled, at whatever moment: it
-leaves the line, and the next one is told to look.
-"""
+"""Streams for :mod:`asyncio`."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import itertools
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from .._errors import Stopped
 from .._threads import ThreadPool
 from ._config import RingStreamConfig, StreamConfig
 from ._heap import Heap, IncompleteHeap
+from ._lines import Lines, Source
+from ._merge import MergedStreams as _BlockingMerge
 from ._stream import Stream as _BlockingStream
 from ._stream import check_max_heaps
 
-__all__ = ["Stream"]
-
-#: Iteration over heaps that are there lets other tasks run at least this often, seconds.
-_TURN_S: Final = 0.001
-
-
-class _Line:
-    """Who waits on one event loop, first come first. Only that loop's thread uses it."""
-
-    __slots__ = ("fd", "loop", "waiters")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.waiters: OrderedDict[int, asyncio.Future[None]] = OrderedDict()  # by ticket
-        self.fd = -1  # the descriptor that the loop watches for this line
+__all__ = ["MergedStreams", "Stream"]
 
 
 class Stream(_BlockingStream):
@@ -70,12 +46,9 @@ class Stream(_BlockingStream):
         ring_config: RingStreamConfig | None = None,
     ) -> None:
         super().__init__(thread_pool, config, ring_config)
-        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}  # those with somebody in them
-        self._tickets = itertools.count()
-        self._turn_ends = 0.0
-        # Held while heaps move to _popped and while a line is opened, so that no line waits for the
+        # Their lock is held while heaps move to _popped, too, so that no line waits for the
         # descriptor, which knows nothing of _popped, while heaps are on their way there.
-        self._lock = threading.Lock()
+        self._lines = Lines()
 
     async def get(self) -> Heap | IncompleteHeap:  # type: ignore[override]
         """Return the next heap, waiting for it.
@@ -139,15 +112,14 @@ class Stream(_BlockingStream):
             Likewise, if it has because the interface of an AF_XDP reader is gone, or the program.
         """
         self._core.require_own_process()
-        with self._lock:
+        with self._lines.lock:
             return super().get_nowait()
 
     def __aiter__(self) -> AsyncIterator[Heap | IncompleteHeap]:
         return self
 
     async def __anext__(self) -> Heap | IncompleteHeap:
-        # Every turn of the event loop is a system call: give one to a few heaps, not to each.
-        if not self._lines and time.monotonic() < self._turn_ends:
+        if self._lines.has_turn:
             heap: Heap | IncompleteHeap
             for heap in self._popped:
                 return heap
@@ -155,7 +127,7 @@ class Stream(_BlockingStream):
             heap = await self.get()
         except Stopped:
             raise StopAsyncIteration from None
-        self._turn_ends = time.monotonic() + _TURN_S
+        self._lines.begin_turn()
         return heap
 
     async def __aenter__(self) -> Self:
@@ -169,84 +141,112 @@ class Stream(_BlockingStream):
     ) -> None:
         self.stop()
 
-    # -------------------------------------------------------------- the line
+    # ---------------------------------------------------------------- the line
 
     async def _wait_for(
         self, take: Callable[[], list[Heap | IncompleteHeap]]
     ) -> list[Heap | IncompleteHeap]:
         """Wait in the line until `take` takes something, and return that."""
-        loop = asyncio.get_running_loop()
         self._core.require_own_process()  # in a child the lock might be held for ever
-        line = self._lines.get(loop) or self._open_line(loop)
-        ticket = next(self._tickets)
-        heaps: list[Heap | IncompleteHeap] = []
-        try:
-            while not heaps:
-                look = line.waiters[ticket] = loop.create_future()
-                self._wake(line)
-                if look.done():
-                    await asyncio.sleep(0)
-                else:
-                    self._watch(line)
-                    await look
-                # Somebody else may have taken what we were woken for, and from those before us too.
-                if next(iter(line.waiters)) == ticket:
-                    heaps = take()
-            return heaps
-        finally:
-            self._leave(line, ticket)
+        source = Source(self._count_ready, lambda: self._core.fd)
+        return await self._lines.wait(source, take)
 
-    def _open_line(self, loop: asyncio.AbstractEventLoop) -> _Line:
-        with self._lock:
-            # Whoever waits on a loop that was closed will never leave by himself.
-            for other in list(self._lines):
-                if other.is_closed():
-                    self._lines.pop(other, None)
-            line = self._lines[loop] = _Line(loop)
-        return line
-
-    def _wake(self, line: _Line) -> None:
-        """Let as many from the head of the line look as there are heaps; at the end, all."""
-        waiters = line.waiters
+    def _count_ready(self, n_waiters: int) -> int:
+        """Return for how many of so many waiters there is something; at the end, for all."""
         n = len(self._popped)
-        if n < len(waiters):
+        if n < n_waiters:
             n += self._core.ring_size
-            if n < len(waiters) and self._core.stopped:
-                n = len(waiters)
-        for look in itertools.islice(waiters.values(), n):
-            if not look.done():
-                look.set_result(None)
-
-    def _watch(self, line: _Line) -> None:
-        """Have the line woken when there is something to look at."""
-        if line.fd < 0:
-            fd = self._core.fd
-            line.loop.add_reader(fd, self._wake, line)
-            line.fd = fd
+            if n < n_waiters and self._core.stopped:
+                n = n_waiters
+        return n
 
     def _take_one(self) -> list[Heap | IncompleteHeap]:
         """Take the next heap if there is one, and some more for the next to come."""
-        with self._lock:
+        with self._lines.lock:
             # Other lines that wait would not notice what is in _popped.
             alone = len(self._lines) == 1
             return self._core.take(1, 0, self._batch if alone else 1)
 
     def _take_many(self, n: int) -> list[Heap | IncompleteHeap]:
         """Take the heaps that are there, up to `n`."""
-        with self._lock:
+        with self._lines.lock:
             return self._core.take(n, 0)
 
-    def _leave(self, line: _Line, ticket: int) -> None:
-        """Leave the line, with a heap or without."""
-        del line.waiters[ticket]
-        if not line.waiters:
-            self._lines.pop(line.loop, None)
-        if line.loop.is_closed():
-            return
-        if not line.waiters:
-            # Not kept for later: the loop would keep the stream, and then the descriptor's number.
-            if line.fd >= 0:
-                line.loop.remove_reader(line.fd)
-        elif self._popped:
-            # The descriptor tells of what is in the ring, and nobody of this.
-            self._wake(line)
+
+class MergedStreams(_BlockingMerge):
+    """The heaps of several streams, for coroutines to take as they come.
+
+    ``async for`` gives what iteration over :class:`xdpspead.recv.MergedStreams` does, pairs of a
+    stream and a heap, and ends when that does::
+
+        async for stream, heap in xdpspead.recv.asyncio.MergedStreams(streams):
+            groups[stream].update(heap)
+
+    A task for each stream is woken for each heap; one task for all is woken once for all heaps that
+    have come meanwhile. The streams may be of either kind, and on different thread pools.
+
+    Tasks may share it, even those of several event loops in as many threads: each heap goes to one
+    of them, and on each loop to the one that has waited longest. One that is cancelled takes no
+    heap away, so `asyncio.timeout` may limit how long `anext` waits. Other tasks have their turn at
+    least once a millisecond.
+
+    Parameters
+    ----------
+    streams : iterable of Stream or xdpspead.recv.Stream
+        The streams, which are kept alive. Each can be merged once at a time, that is, until the
+        merge is gone. None at all is an iteration that ends at once.
+
+    Raises
+    ------
+    ValueError
+        If a stream is in it twice, or in another merge.
+    TypeError
+        If one of them is no stream.
+    RuntimeError
+        If one of them was made before a fork.
+    """
+
+    def __init__(self, streams: Iterable[_BlockingStream]) -> None:
+        del streams  # they are __new__'s
+        super().__init__()
+        # Their lock is held while heaps that the descriptor tells of are taken, too, so that no
+        # line waits for them.
+        self._lines = Lines()
+
+    def __aiter__(self) -> AsyncIterator[tuple[_BlockingStream, Heap | IncompleteHeap]]:
+        return self
+
+    async def __anext__(self) -> tuple[_BlockingStream, Heap | IncompleteHeap]:
+        for stream in self._streams[:1]:
+            stream._core.require_own_process()  # in a child the lock might be held for ever
+        try:
+            with self._lines.lock:
+                pairs = self._take_pair() if self._lines.has_turn else []
+            if not pairs:
+                source = Source(lambda _: int(self._ready), lambda: self._fd)
+                pairs = await self._lines.wait(source, self._take_pair)
+                self._lines.begin_turn()
+        except Stopped:
+            raise StopAsyncIteration from None
+        return pairs[0]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _take_pair(self) -> list[tuple[_BlockingStream, Heap | IncompleteHeap]]:
+        """Take the next heap if there is one."""
+        try:
+            pair = self._take()
+        except StopIteration:
+            raise Stopped("all streams have stopped") from None
+        if len(self._lines) > 1 and self._ready:
+            self._lines.tell_others()  # the descriptor may not tell of what is left
+        return [] if pair is None else [pair]
