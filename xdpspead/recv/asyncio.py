@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from .._errors import Stopped
 from .._threads import ThreadPool
@@ -19,7 +19,26 @@ from ._stream import check_max_heaps
 __all__ = ["MergedStreams", "Stream"]
 
 
-class Stream(_BlockingStream):
+class _Stoppable:
+    """What ``async with`` stops at the end of its block."""
+
+    if TYPE_CHECKING:
+
+        def stop(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class Stream(_Stoppable, _BlockingStream):
     """A stream of heaps for coroutines.
 
     Iterate over it with ``async for``, or await :meth:`get`, to have the heaps. Everything else is
@@ -130,17 +149,6 @@ class Stream(_BlockingStream):
         self._lines.begin_turn()
         return heap
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     # ---------------------------------------------------------------- the line
 
     async def _wait_for(
@@ -173,7 +181,7 @@ class Stream(_BlockingStream):
             return self._core.take(n, 0)
 
 
-class MergedStreams(_BlockingMerge):
+class MergedStreams(_Stoppable, _BlockingMerge):
     """The heaps of several streams, for coroutines to take as they come.
 
     ``async for`` gives what iteration over :class:`xdpspead.recv.MergedStreams` does, pairs of a
@@ -229,17 +237,6 @@ class MergedStreams(_BlockingMerge):
         except Stopped:
             raise StopAsyncIteration from None
         return pairs[0]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def _take_pair(self) -> list[tuple[_BlockingStream, Heap | IncompleteHeap]]:
         """Take the next heap if there is one."""
