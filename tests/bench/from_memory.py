@@ -97,11 +97,18 @@ def _iterate_steps(session: Session) -> Iterator[Step]:
         for payload in ITERATE_PAYLOADS:
             for name in session.libraries:
                 yield functools.partial(_iterate, session, mode, payload, name)
+    for payload in ITERATE_PAYLOADS:
+        yield functools.partial(_iterate_memcpy, session, payload)
 
 
 def _iterate(session: Session, mode: str, payload: int, name: str) -> None:
     done = child(session, mode, payload, 1, library=name, max_heaps=ITERATE_HEAPS)
     session.results.add(f"iterate/{mode}-{payload}/{name}/heaps_per_s", done["heaps_per_s"])
+
+
+def _iterate_memcpy(session: Session, payload: int) -> None:
+    done = memcpy(session, payload, 1, max_heaps=ITERATE_HEAPS)
+    session.results.add(f"iterate/iterate-{payload}/memcpy/heaps_per_s", 1e9 / done["wall_ns"])
 
 
 # ---- a capture file -----------------------------------------------------------------------------

@@ -135,10 +135,15 @@ def _memory_rows() -> Iterator[Row]:
     )
     for mode, how, limit in modes:
         for size in (1024, 8192):
+            case = f"iterate/{mode}-{size}"
+            against = [Against(PEER, (f"{case}/{PEER}/heaps_per_s",), at_least=limit)]
+            if mode == "iterate":
+                memcpy = Against("memcpy of the payloads", (f"{case}/memcpy/heaps_per_s",))
+                against.append(memcpy)
             yield Row(
                 f"one-packet heaps of {size_name(size)}, {how}: heaps per second",
-                f"iterate/{mode}-{size}/{OURS}/heaps_per_s",
-                (Against(PEER, (f"iterate/{mode}-{size}/{PEER}/heaps_per_s",), at_least=limit),),
+                f"{case}/{OURS}/heaps_per_s",
+                tuple(against),
             )
     yield Row(
         "capture file of 1 GB in the page cache",
