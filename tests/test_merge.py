@@ -396,28 +396,36 @@ def test_merges_come_and_go_while_heaps_come():
     assert by_stream(got) == {i: list(range(i, n, 4)) for i in range(4)}
 
 
-def test_forked_child_is_refused():
-    fed = Fed(2)
-    merged = fed.merge()
-    fed.send_and_see(0, 1)
+def refused_in_child(merges: list[Any], *uses: Callable[[], object]) -> bool:
+    """Return whether a forked child is refused each use, before the deadline.
+
+    Then the merges go, which must not be seen by anybody else.
+    """
     child = os.fork()
     if not child:
         refused = []
         try:
-            for use in (merged.__next__, fed.merge):
+            for use in uses:
                 try:
                     use()
                 except RuntimeError as error:
                     refused.append(re.search("fork|process", str(error)))
-            del merged, use
+            merges.clear()
         finally:  # whatever came: this is not to go on with the tests
-            os._exit(0 if len(refused) == 2 and all(refused) else 1)
+            os._exit(0 if len(refused) == len(uses) and all(refused) else 1)
     child_fd = os.pidfd_open(child)
     if not select.select([child_fd], [], [], DEADLINE)[0]:
         os.kill(child, signal.SIGKILL)
     os.close(child_fd)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert next_names(fed, merged, 1) == [(0, 1)]
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_forked_child_is_refused():
+    fed = Fed(2)
+    merges = [fed.merge()]
+    fed.send_and_see(0, 1)
+    assert refused_in_child(merges, lambda: next(merges[0]), fed.merge)
+    assert next_names(fed, merges[0], 1) == [(0, 1)]
 
 
 def test_ctrl_c_while_it_waits_takes_no_heap_away():
@@ -695,19 +703,10 @@ def test_heap_that_one_loop_has_popped_ahead_goes_to_another_that_waits():
 
 def test_forked_child_may_not_take_by_tasks():
     fed = Fed(2)
-    merged = fed.merge_for_tasks()
+    merges = [fed.merge_for_tasks()]
     fed.send_and_see(0, 1)
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            with pytest.raises(RuntimeError, match=r"fork|process"):
-                anext(merged).send(None)
-            status = 0
-        finally:  # whatever came: this is not to go on with the tests
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert fed.names([run(lambda: anext(merged))]) == [(0, 1)]
+    assert refused_in_child(merges, lambda: anext(merges[0]).send(None), fed.merge_for_tasks)
+    assert fed.names([run(lambda: anext(merges[0]))]) == [(0, 1)]
 
 
 def test_merge_for_tasks_goes_with_its_last_reference():
