@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from coroutines import run, turns
 from target import DEADLINE, PACKAGE, in_thread, payload, recv, sp, stats_of, wait_for
 from wire import Packet, join, pattern, simple_heap
 
@@ -27,16 +28,6 @@ recv_asyncio: Any = importlib.import_module(PACKAGE + ".recv.asyncio")
 
 def one_packet(cnt: int, length: int = 10) -> bytes:
     return simple_heap(cnt, length).packets(length)[0].encode()
-
-
-def run(main: Callable[[], Coroutine[Any, Any, Any]], *, debug: bool = False) -> Any:
-    """Run a coroutine on a loop of its own, which must end before the deadline."""
-
-    async def bounded() -> Any:
-        async with asyncio.timeout(3 * DEADLINE):
-            return await main()
-
-    return asyncio.run(bounded(), debug=debug)
 
 
 class Fed:
@@ -80,12 +71,6 @@ def fed():
     fed = Fed()
     yield fed
     fed.stream.stop()
-
-
-async def turns(n: int = 4) -> None:
-    """Let the event loop go round: enough for whatever is ready to get where it waits again."""
-    for _ in range(n):
-        await asyncio.sleep(0)
 
 
 async def cnt_of(task: asyncio.Task[Any]) -> int:

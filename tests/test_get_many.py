@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from child import run_signalled
+from coroutines import run, turns
 from target import DEADLINE, PACKAGE, in_thread, new_stream, recv, sp, udp_stream, wait_for
 from wire import join, simple_heap
 
@@ -234,19 +235,6 @@ def fed():
     fed = Fed()
     yield fed
     fed.stream.stop()
-
-
-def run(main: Any) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(3 * DEADLINE):
-            await main()
-
-    asyncio.run(bounded())
-
-
-async def turns(n: int = 4) -> None:
-    for _ in range(n):
-        await asyncio.sleep(0)
 
 
 def test_coroutine_gets_what_is_there_and_then_the_end(fed):

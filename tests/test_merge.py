@@ -16,11 +16,12 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from child import run_signalled
+from coroutines import run, turns
 from target import DEADLINE, PACKAGE, in_thread, new_stream, recv, sp, udp_stream, wait_for
 from wire import simple_heap
 
@@ -472,16 +473,6 @@ def test_streams_that_read_sockets():
 # for coroutines
 
 
-def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine on a loop of its own, which must end before the deadline."""
-
-    async def bounded() -> Any:
-        async with asyncio.timeout(3 * DEADLINE):
-            return await main()
-
-    return asyncio.run(bounded())
-
-
 async def take(merged: Any, into: list[Any]) -> None:
     into.extend([pair async for pair in merged])
 
@@ -489,8 +480,7 @@ async def take(merged: Any, into: list[Any]) -> None:
 async def waiting_tasks(merged: Any, n: int) -> list[asyncio.Task[Any]]:
     """Return tasks that wait for a heap, in this order."""
     tasks = [asyncio.ensure_future(anext(merged)) for _ in range(n)]
-    for _ in range(4):  # turns of the event loop, until they wait
-        await asyncio.sleep(0)
+    await turns()
     assert not any(task.done() for task in tasks)
     return tasks
 
@@ -640,12 +630,12 @@ def test_iteration_by_tasks_lets_others_run():
         for i in range(2):
             fed.send_and_see(i, *range(3000))
         fed.end()
-        turns = 0
+        turns_of_others = 0
 
         async def other() -> None:
-            nonlocal turns
+            nonlocal turns_of_others
             while True:
-                turns += 1
+                turns_of_others += 1
                 await asyncio.sleep(0)
 
         task = asyncio.ensure_future(other())
@@ -654,7 +644,7 @@ def test_iteration_by_tasks_lets_others_run():
             pass
         took = time.monotonic() - begin
         task.cancel()
-        assert turns >= min(took / 0.01, 20)
+        assert turns_of_others >= min(took / 0.01, 20)
 
     run(main)
 
@@ -672,19 +662,29 @@ def test_several_event_loops_share_it():
     assert sorted(everything) == sorted((i, cnt) for i, cnts in sent.items() for cnt in cnts)
 
 
-def test_heap_that_one_loop_has_popped_ahead_goes_to_another_that_waits():
-    """The descriptor says nothing of it any more."""
+def share_with_a_loop_that_sees_nothing(feed: Callable[[Fed], None]) -> list[Any]:
+    """Return what two tasks get that wait on two event loops.
+
+    The second loop sees of what is fed only what the descriptor says, or it is told, when the first
+    task has got something.
+    """
     fed = Fed(1)
     merged = fed.merge_for_tasks()
     there, taken = threading.Event(), threading.Event()
-    got: list[int] = []
+    got: list[Any] = []
+
+    async def get(task: asyncio.Task[Any]) -> None:
+        try:
+            got.append((await task)[1].cnt)
+        except StopAsyncIteration:
+            got.append("end")
 
     def wait_elsewhere() -> None:
         async def main() -> None:
             (task,) = await waiting_tasks(merged, 1)
             there.set()
-            assert taken.wait(DEADLINE)  # the loop sees nothing meanwhile
-            got.append((await task)[1].cnt)
+            assert taken.wait(DEADLINE)  # the loop does not go round meanwhile
+            await get(task)
 
         run(main)
 
@@ -692,13 +692,22 @@ def test_heap_that_one_loop_has_popped_ahead_goes_to_another_that_waits():
         (task,) = await waiting_tasks(merged, 1)
         thread = in_thread(wait_elsewhere)
         assert there.wait(DEADLINE)
-        fed.send_and_see(0, 1, 2)
-        got.append((await task)[1].cnt)
+        feed(fed)
+        await get(task)
         taken.set()
         thread.join(DEADLINE)
 
     run(main)
-    assert got == [1, 2]
+    return got
+
+
+def test_heap_that_one_loop_has_popped_ahead_goes_to_another_that_waits():
+    """The descriptor says nothing of it any more."""
+    assert share_with_a_loop_that_sees_nothing(lambda fed: fed.send_and_see(0, 1, 2)) == [1, 2]
+
+
+def test_end_that_one_loop_has_seen_reaches_another_that_waits():
+    assert share_with_a_loop_that_sees_nothing(Fed.end) == ["end", "end"]
 
 
 def test_forked_child_may_not_take_by_tasks():

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import coroutines
 import numpy as np
 import pytest
 import senders
@@ -31,7 +32,7 @@ from senders import (
     send,
     took,
 )
-from target import DEADLINE, PACKAGE, free_port, payload, sp, stats_of, wait_for
+from target import PACKAGE, free_port, payload, sp, stats_of, wait_for
 from transports import one_processor
 
 SERIAL, ROUND_ROBIN = send.GroupMode.SERIAL, send.GroupMode.ROUND_ROBIN
@@ -70,13 +71,8 @@ on_udp = pytest.mark.parametrize(
 
 def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Run a coroutine on a loop of its own, which must end before the deadline."""
-
-    async def limited() -> Any:
-        async with asyncio.timeout(3 * DEADLINE):
-            return await main()
-
     with one_processor():
-        return asyncio.run(limited())
+        return coroutines.run(main)
 
 
 def slow(max_heaps: int = 4) -> dict[str, Any]:

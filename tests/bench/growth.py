@@ -5,7 +5,7 @@ memory come the size of packets and heaps, and the stream's ``max_heaps`` and ``
 cost what the worker's CPU time says; from a veth pair come streams and endpoints, which cost what
 the CPU time of the whole process says, and the losses. Along a curve nothing else changes: the
 packets are the same, and so is their rate. Where it cannot be so, as many bytes of heaps are under
-way at each of its points.
+way at each of its points; but for ``streams_alone``, which has a flow for each stream.
 """
 
 from __future__ import annotations

@@ -217,26 +217,27 @@ class MergedStreams(_Stoppable, _BlockingMerge):
     def __init__(self, streams: Iterable[_BlockingStream]) -> None:
         del streams  # they are __new__'s
         super().__init__()
-        # Their lock is held while heaps that the descriptor tells of are taken, too, so that no
-        # line waits for them.
         self._lines = Lines()
 
     def __aiter__(self) -> AsyncIterator[tuple[_BlockingStream, Heap | IncompleteHeap]]:
         return self
 
     async def __anext__(self) -> tuple[_BlockingStream, Heap | IncompleteHeap]:
-        for stream in self._streams[:1]:
-            stream._core.require_own_process()  # in a child the lock might be held for ever
         try:
-            with self._lines.lock:
-                pairs = self._take_pair() if self._lines.has_turn else []
+            pairs = self._take_pair() if self._lines.has_turn else []
             if not pairs:
-                source = Source(lambda _: int(self._ready), lambda: self._fd)
-                pairs = await self._lines.wait(source, self._take_pair)
+                pairs = await self._wait_for_pair()
                 self._lines.begin_turn()
         except Stopped:
             raise StopAsyncIteration from None
         return pairs[0]
+
+    async def _wait_for_pair(self) -> list[tuple[_BlockingStream, Heap | IncompleteHeap]]:
+        """Wait in the line until there is a heap, and take it."""
+        for stream in self._streams[:1]:
+            stream._core.require_own_process()  # in a child the lock might be held for ever
+        source = Source(lambda _: int(self._ready), lambda: self._fd)
+        return await self._lines.wait(source, self._take_pair)
 
     def _take_pair(self) -> list[tuple[_BlockingStream, Heap | IncompleteHeap]]:
         """Take the next heap if there is one."""
@@ -244,6 +245,9 @@ class MergedStreams(_Stoppable, _BlockingMerge):
             pair = self._take()
         except StopIteration:
             raise Stopped("all streams have stopped") from None
-        if len(self._lines) > 1 and self._ready:
-            self._lines.tell_others()  # the descriptor may not tell of what is left
+        finally:
+            # The descriptor may tell neither of what is left nor of the end. Whoever opens a line
+            # after this sees it there.
+            if self._lines and self._ready:
+                self._lines.tell_others()
         return [] if pair is None else [pair]
