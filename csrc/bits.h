@@ -21,6 +21,16 @@
 
 #define XPS_CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
+/* Let a while pass between two looks at what another processor is to write. */
+static inline void xps_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
 /* CLOCK_MONOTONIC */
 static inline int64_t xps_now_ns(void)
 {

@@ -15,11 +15,11 @@
 #include "memory.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "biased_lock.h"
 #include "fail.h"
 #include "log.h"
 #include "pool.h"
@@ -27,7 +27,8 @@
 #include "stock.h"
 
 struct allocator_ops {
-	struct xps_block *(*take)(struct xps_allocator *allocator, uint64_t size);
+	/* `counted`: whether it has counted the block in `n_kept_out`, else left alone; NULL: it is not to be counted. */
+	struct xps_block *(*take)(struct xps_allocator *allocator, uint64_t size, bool *counted);
 	void (*give)(struct xps_allocator *allocator, struct xps_block *block);
 	void (*destroy)(struct xps_allocator *allocator);
 };
@@ -35,7 +36,9 @@ struct allocator_ops {
 struct xps_allocator {
 	const struct allocator_ops *ops;
 	uint32_t references; /* atomic; of users */
-	uint64_t n_out;      /* atomic; blocks handed out, ever */
+	/* Blocks handed out, ever: of what is kept, under the lock of those who take, and others, atomic. */
+	uint64_t n_kept_out __attribute__((aligned(XPS_CACHE_LINE)));
+	uint64_t n_out;
 	/* atomic; blocks that came home. From the moment on when there are no more users, those that are missing, negative. */
 	int64_t n_home __attribute__((aligned(XPS_CACHE_LINE)));
 };
@@ -77,21 +80,24 @@ static void come_home(struct xps_allocator *allocator, int64_t n)
 void xps_allocator_free(struct xps_allocator *allocator)
 {
 	/* acquire-release: whoever drops the last reference sees what all the others did before. */
-	if (allocator && __atomic_sub_fetch(&allocator->references, 1, __ATOMIC_ACQ_REL) == 0)
-		come_home(allocator, -(int64_t)__atomic_load_n(&allocator->n_out, __ATOMIC_RELAXED));
+	if (!allocator || __atomic_sub_fetch(&allocator->references, 1, __ATOMIC_ACQ_REL) != 0)
+		return;
+	come_home(allocator, -(int64_t)(allocator->n_kept_out + __atomic_load_n(&allocator->n_out, __ATOMIC_RELAXED)));
 }
 
 uint8_t *xps_payload_new(struct xps_allocator *allocator, uint64_t size)
 {
 	struct xps_block *block;
+	bool counted = false;
 
 	if (size > INT64_MAX - sizeof(*block))
 		return NULL;
-	block = allocator->ops->take(allocator, size);
+	block = allocator->ops->take(allocator, size, &counted);
 	if (!block)
 		return NULL;
 	block->owner = allocator;
-	__atomic_add_fetch(&allocator->n_out, 1, __ATOMIC_RELAXED);
+	if (!counted)
+		__atomic_add_fetch(&allocator->n_out, 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&block->references, 1, __ATOMIC_RELAXED);
 	return payload_of(block);
 }
@@ -110,7 +116,9 @@ void xps_payload_free(uint8_t *payload)
 	if (!payload)
 		return;
 	block = block_of(payload);
-	if (__atomic_sub_fetch(&block->references, 1, __ATOMIC_ACQ_REL) != 0)
+	/* Whoever has the only one need not take it off. acquire(-release): he sees what all others did before. */
+	if (__atomic_load_n(&block->references, __ATOMIC_ACQUIRE) != 1 &&
+	    __atomic_sub_fetch(&block->references, 1, __ATOMIC_ACQ_REL) != 0)
 		return;
 	owner = block->owner;
 	owner->ops->give(owner, block);
@@ -175,8 +183,8 @@ struct plain_allocator {
 	struct xps_allocator base;
 	struct shelf shelves[KEPT_SIZES];
 	uint32_t process;
-	pthread_mutex_t lock; /* guards all but the shelves' putting side */
-	uint64_t uses;        /* of the shelves, ever: what time is measured in */
+	struct xps_biased_lock lock; /* guards all but the shelves' putting side, and n_kept_out */
+	uint64_t uses;               /* of the shelves, ever: what time is measured in */
 };
 
 static struct plain_allocator *plain_of(struct xps_allocator *allocator)
@@ -328,17 +336,18 @@ static struct xps_block *take_kept(struct plain_allocator *plain, struct shelf *
 	return block;
 }
 
-static struct xps_block *plain_take(struct xps_allocator *allocator, uint64_t size)
+static struct xps_block *plain_take(struct xps_allocator *allocator, uint64_t size, bool *counted)
 {
 	struct plain_allocator *plain = plain_of(allocator);
 	const uint64_t capacity = capacity_for(size);
 	struct xps_block *block = NULL, *gone = NULL;
 	uint16_t index = NO_SHELF;
 	struct shelf *shelf;
+	bool owned;
 
 	if (!is_worth_keeping(capacity) || !xps_process_is(plain->process))
 		return new_block(capacity, NO_SHELF);
-	pthread_mutex_lock(&plain->lock);
+	owned = xps_biased_lock(&plain->lock);
 	if (++plain->uses % KEPT_USES == 0)
 		forget(plain, &gone);
 	shelf = find_shelf(plain, capacity, &gone);
@@ -346,7 +355,11 @@ static struct xps_block *plain_take(struct xps_allocator *allocator, uint64_t si
 		index = (uint16_t)(shelf - plain->shelves);
 		block = take_kept(plain, shelf, &gone);
 	}
-	pthread_mutex_unlock(&plain->lock);
+	if (block && counted) {
+		allocator->n_kept_out++;
+		*counted = true;
+	}
+	xps_biased_unlock(&plain->lock, owned);
 	free_blocks(gone);
 	if (!block)
 		return new_block(capacity, index);
@@ -371,9 +384,6 @@ static void plain_destroy(struct xps_allocator *allocator)
 	for (int i = 0; i < KEPT_SIZES; i++)
 		clear(&plain->shelves[i], UINT64_MAX, &gone);
 	free_blocks(gone);
-	/* In a forked child somebody who is not there may hold it. */
-	if (xps_process_is(plain->process))
-		pthread_mutex_destroy(&plain->lock);
 	free(plain);
 }
 
@@ -388,7 +398,6 @@ struct xps_allocator *xps_allocator_new(void)
 	plain->process = xps_process();
 	for (int i = 0; i < KEPT_SIZES; i++)
 		xps_stock_init(&plain->shelves[i].stock, 0, 1);
-	pthread_mutex_init(&plain->lock, NULL);
 	return &plain->base;
 }
 
@@ -400,11 +409,12 @@ struct mmap_allocator {
 	bool prefer_huge;
 };
 
-static struct xps_block *mmap_take(struct xps_allocator *allocator, uint64_t size)
+static struct xps_block *mmap_take(struct xps_allocator *allocator, uint64_t size, bool *counted)
 {
 	struct mmap_allocator *mapper = XPS_CONTAINER_OF(allocator, struct mmap_allocator, base);
 	struct xps_block *block = NULL;
 
+	(void)counted;
 	if (mapper->prefer_huge)
 		block = map_block(size, mapper->flags, true);
 	if (!block)
@@ -450,8 +460,10 @@ struct memory_pool {
 	struct xps_loop *loop;
 	struct xps_task refill;
 
-	pthread_mutex_t lock __attribute__((aligned(XPS_CACHE_LINE))); /* guards all below */
-	bool warn_on_empty;
+	bool warn_on_empty; /* atomic */
+
+	struct xps_biased_lock lock
+		__attribute__((aligned(XPS_CACHE_LINE))); /* guards the stock's taking side, n_kept_out and: */
 	bool refilling;
 };
 
@@ -462,7 +474,8 @@ static struct memory_pool *pool_of(struct xps_allocator *allocator)
 
 static struct xps_block *make_block(struct memory_pool *pool)
 {
-	struct xps_block *block = pool->source->ops->take(pool->source, pool->upper);
+	/* The source need not count what we have, since it has our reference. */
+	struct xps_block *block = pool->source->ops->take(pool->source, pool->upper, NULL);
 
 	if (block)
 		__atomic_store_n(&pool->capacity, block->capacity, __ATOMIC_RELAXED);
@@ -485,36 +498,40 @@ static void refill(struct xps_task *task)
 {
 	struct memory_pool *pool = XPS_CONTAINER_OF(task, struct memory_pool, refill);
 	struct xps_block *block;
-	bool enough;
+	bool enough, owned;
 
 	do {
 		block = make_block(pool);
 		if (block)
 			shelve(pool, block);
-		pthread_mutex_lock(&pool->lock);
+		owned = xps_biased_lock(&pool->lock);
 		enough = !block || xps_stock_size(&pool->stock) >= xps_min_u64(pool->initial, pool->max_free);
 		if (enough)
 			pool->refilling = false;
-		pthread_mutex_unlock(&pool->lock);
+		xps_biased_unlock(&pool->lock, owned);
 	} while (!enough);
 }
 
-static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t size)
+static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t size, bool *counted)
 {
 	struct memory_pool *pool = pool_of(allocator);
 	struct xps_block *block;
-	bool warn, start_refill;
+	bool owned, warn, start_refill;
 
 	if (size < pool->lower || size > pool->upper || !xps_process_is(pool->process))
-		return pool->source->ops->take(pool->source, size);
+		return pool->source->ops->take(pool->source, size, NULL);
 
-	pthread_mutex_lock(&pool->lock);
+	owned = xps_biased_lock(&pool->lock);
 	block = xps_stock_take(&pool->stock);
-	warn = !block && pool->warn_on_empty;
+	if (block && counted) {
+		allocator->n_kept_out++;
+		*counted = true;
+	}
+	warn = !block && __atomic_load_n(&pool->warn_on_empty, __ATOMIC_RELAXED);
 	start_refill = pool->loop && !pool->refilling && xps_stock_size(&pool->stock) < pool->low_water;
 	if (start_refill)
 		pool->refilling = true;
-	pthread_mutex_unlock(&pool->lock);
+	xps_biased_unlock(&pool->lock, owned);
 
 	if (start_refill)
 		xps_loop_post(pool->loop, &pool->refill);
@@ -551,8 +568,6 @@ static void pool_destroy(struct xps_allocator *allocator)
 	xps_allocator_free(pool->source);
 	xps_log_free(pool->log);
 	xps_pool_free(pool->threads);
-	if (xps_process_is(pool->process))
-		pthread_mutex_destroy(&pool->lock);
 	free(pool);
 }
 
@@ -577,7 +592,6 @@ struct xps_allocator *xps_memory_pool_new(struct xps_pool *threads, uint64_t low
 	pool->log = xps_log_ref(log);
 	pool->warn_on_empty = true;
 	pool->refill.run = refill;
-	pthread_mutex_init(&pool->lock, NULL);
 	if (threads) {
 		xps_pool_ref(threads);
 		pool->threads = threads;
@@ -602,26 +616,12 @@ no_memory:
 
 void xps_memory_pool_set_warn_on_empty(struct xps_allocator *allocator, bool warn)
 {
-	struct memory_pool *pool = pool_of(allocator);
-
-	if (!xps_process_is(pool->process))
-		return;
-	pthread_mutex_lock(&pool->lock);
-	pool->warn_on_empty = warn;
-	pthread_mutex_unlock(&pool->lock);
+	__atomic_store_n(&pool_of(allocator)->warn_on_empty, warn, __ATOMIC_RELAXED);
 }
 
 bool xps_memory_pool_warn_on_empty(struct xps_allocator *allocator)
 {
-	struct memory_pool *pool = pool_of(allocator);
-	bool warn;
-
-	if (!xps_process_is(pool->process))
-		return false;
-	pthread_mutex_lock(&pool->lock);
-	warn = pool->warn_on_empty;
-	pthread_mutex_unlock(&pool->lock);
-	return warn;
+	return __atomic_load_n(&pool_of(allocator)->warn_on_empty, __ATOMIC_RELAXED);
 }
 
 uint64_t xps_memory_pool_n_free(struct xps_allocator *allocator)

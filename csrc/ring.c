@@ -311,15 +311,6 @@ static int wait_for_heap(struct xps_ring *ring, uint32_t pushes, int timeout_ms,
 	return ready;
 }
 
-static inline void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("yield");
-#endif
-}
-
 /*
  * A heap is about to come, sooner than sleeping and being woken would take: a producer that was parked is on its way, and
  * has more than enough to do; or whoever slept last was woken at once. If none comes that was wrong, until it is so again.
@@ -332,7 +323,7 @@ static void expect_push(struct xps_ring *ring, uint32_t pushes)
 		for (int i = 0; i < 32; i++) {
 			if (atomic_load_explicit(&ring->pushes, memory_order_relaxed) != pushes)
 				return;
-			relax();
+			xps_relax();
 		}
 		sched_yield(); /* it may have to share our processor */
 	} while (xps_now_ns() < end);
