@@ -30,28 +30,36 @@ static void reach_all(void)
 	nanosleep(&sleep, NULL);
 }
 
-static bool try_to_own(struct xps_biased_lock *lock)
-{
-	uintptr_t nobody = XPS_LOCK_NEW;
-
-	return can_reach_all && __atomic_compare_exchange_n(&lock->owner, &nobody, (uintptr_t)pthread_self(), false,
-							    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-}
-
-/* Shared lock held. From here on it is everybody's, and the owner has gone out for the last time. */
+/* Spinlock held. From here on it is everybody's, and the owner has gone out for the last time. */
 static void share(struct xps_biased_lock *lock)
 {
-	__atomic_store_n(&lock->owner, XPS_LOCK_SHARED, __ATOMIC_RELAXED);
+	__atomic_store_n(&lock->owner, 0, __ATOMIC_RELAXED);
 	reach_all();
 	xps_spin_while(&lock->busy);
 }
 
+/* Spinlock held, and nobody owns it. Whether the caller is to. */
+static bool end_of_row(struct xps_biased_lock *lock, uintptr_t me)
+{
+	lock->n_in_row = lock->last == me ? lock->n_in_row + 1 : 1;
+	lock->last = me;
+	if (lock->n_in_row < XPS_LOCK_ROW || (lock->home && lock->home != me) || !can_reach_all)
+		return false;
+	lock->home = me;
+	return true;
+}
+
 bool xps_biased_lock_slowly(struct xps_biased_lock *lock)
 {
-	if (try_to_own(lock))
-		return xps_biased_lock(lock);
+	const uintptr_t me = (uintptr_t)pthread_self();
+
 	xps_spin_lock(&lock->shared);
-	if (__atomic_load_n(&lock->owner, __ATOMIC_RELAXED) > XPS_LOCK_SHARED)
+	if (__atomic_load_n(&lock->owner, __ATOMIC_RELAXED))
 		share(lock);
-	return false;
+	if (!end_of_row(lock, me))
+		return false;
+	__atomic_store_n(&lock->busy, true, __ATOMIC_RELAXED);
+	__atomic_store_n(&lock->owner, me, __ATOMIC_RELAXED);
+	xps_spin_unlock(&lock->shared); /* who comes now waits until we are not busy */
+	return true;
 }

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * biased_lock - a lock that is almost always taken by the same thread, for what is done for every heap and takes a few
- * instructions.
+ * biased_lock - a lock that is almost always taken by the same thread, for what is done for every heap or batch and takes a
+ * few instructions.
  *
  * That thread pays for no locked instruction: each of them waits until all that its processor has written has left for the
- * cache, such as the payload that was copied last. As soon as another thread takes the lock it is one like others, for good:
- * a spinlock, with all that is said there.
+ * cache, such as the payload that was copied last. When another thread takes the lock, which costs that one microseconds,
+ * it is one like others for a while: a spinlock, with all that is said there.
  *
- * How it works: whoever takes it first owns it. The owner says that he is busy and then looks whether he still owns it.
- * Who takes it from him says so first, has the kernel make all threads of the process see that, and then waits until the
- * owner is not busy. So one of them sees the other's. Where the kernel does not (membarrier(2)), nobody owns a lock.
+ * How it works: the first thread that takes it XPS_LOCK_ROW times in a row comes to own it, and again after every such
+ * row; no other thread ever does. The owner says that he is busy and then looks whether he still owns it. Who takes it
+ * from him says so first, has the kernel make all threads of the process see that, and then waits until the owner is not
+ * busy. So one of them sees the other's. Where the kernel does not (membarrier(2)), nobody owns a lock. That there is one
+ * owner only is what allows him to say that he is busy when he is the owner no more: nobody else says it there.
  *
  * All zero is an unlocked one. There is nothing to destroy.
  */
@@ -19,14 +21,16 @@
 
 #include "spinlock.h"
 
-struct xps_biased_lock {
-	uintptr_t owner; /* atomic; a thread, or: */
-	bool busy;       /* atomic; the owner has the lock, or finds that he is none any more */
-	struct xps_spinlock shared;
-};
+#define XPS_LOCK_ROW 1000
 
-#define XPS_LOCK_NEW ((uintptr_t)0)
-#define XPS_LOCK_SHARED ((uintptr_t)1)
+struct xps_biased_lock {
+	uintptr_t owner; /* atomic; a thread, 0: it is a spinlock */
+	bool busy;       /* atomic; the owner has the lock, or is about to see that he is none any more */
+	struct xps_spinlock shared;
+	/* Under that: who took it last, how often in a row, and who may own it, 0: not known yet. */
+	uint32_t n_in_row;
+	uintptr_t last, home;
+};
 
 /* What the owner's way is not for. Returns whether the caller has it as its owner. */
 bool xps_biased_lock_slowly(struct xps_biased_lock *lock);

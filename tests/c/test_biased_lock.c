@@ -46,7 +46,7 @@ static bool count_once(struct guarded *guarded)
 	return count_slowly(guarded, 0);
 }
 
-enum { THREADS = 4, TIMES = 50000 };
+enum { THREADS = 4, TIMES = 50 * XPS_LOCK_ROW, FEW = 10 };
 
 static void *count(void *guarded)
 {
@@ -55,16 +55,43 @@ static void *count(void *guarded)
 	return NULL;
 }
 
-static void test_the_first_one_owns_it_until_another_one_comes(void)
+static void *count_a_few(void *guarded)
+{
+	for (int i = 0; i < FEW; i++)
+		CHECK(!count_once(guarded));
+	return NULL;
+}
+
+static void check_that_a_row_owns(struct guarded *guarded)
+{
+	for (int i = 1; i < XPS_LOCK_ROW; i++)
+		CHECK(!count_once(guarded));
+	CHECK_EQ(count_once(guarded), may_own());
+	CHECK_EQ(count_once(guarded), may_own());
+}
+
+static void test_who_takes_it_in_a_row_owns_it_until_another_one_comes(void)
 {
 	struct guarded guarded = { 0 };
 
-	CHECK_EQ(count_once(&guarded), may_own());
-	CHECK_EQ(count_once(&guarded), may_own());
-	join(start(count, &guarded));
 	CHECK(!count_once(&guarded));
-	CHECK_EQ(guarded.n, TIMES + 3);
-	CHECK_EQ(guarded.n_by_others, TIMES + (may_own() ? 1 : 3));
+	join(start(count_a_few, &guarded));
+	check_that_a_row_owns(&guarded);
+	join(start(count_a_few, &guarded));
+	check_that_a_row_owns(&guarded);
+	CHECK_EQ(guarded.n, 2 * (FEW + XPS_LOCK_ROW + 1) + 1);
+	CHECK_EQ(guarded.n_by_others, guarded.n - (may_own() ? 4 : 0));
+}
+
+static void test_only_one_ever_owns_it(void)
+{
+	struct guarded guarded = { 0 };
+
+	check_that_a_row_owns(&guarded);
+	join(start(count, &guarded));
+	CHECK_EQ(guarded.n, XPS_LOCK_ROW + 1 + TIMES);
+	CHECK_EQ(guarded.n_by_others, guarded.n - (may_own() ? 2 : 0));
+	check_that_a_row_owns(&guarded);
 }
 
 static void test_one_at_a_time(void)
@@ -83,7 +110,7 @@ static void test_one_at_a_time(void)
 /* ---------------------------------------------------------------- changing hands */
 
 /* Of the locks, one in so many is not kept at all, and others by so many looks longer. */
-enum { LOCKS = 40000, TIMES_EACH = 60, DAWDLES = 4, DAWDLE = 5 };
+enum { LOCKS = 15000, TIMES_EACH = 60, ALL_TIMES = XPS_LOCK_ROW - 1 + TIMES_EACH, DAWDLES = 4, DAWDLE = 20 };
 
 struct many {
 	struct guarded *all;
@@ -95,8 +122,10 @@ static void *own(void *argument)
 	struct many *many = argument;
 
 	for (int i = 0; i < LOCKS; i++) {
+		for (int j = 1; j < XPS_LOCK_ROW; j++)
+			count_once(&many->all[i]);
 		__atomic_store_n(&many->at, i, __ATOMIC_RELEASE);
-		for (int j = 0; j < TIMES_EACH; j++)
+		for (int j = 0; j < TIMES_EACH; j++) /* the first one makes it his */
 			count_slowly(&many->all[i], i % DAWDLES * DAWDLE);
 	}
 	return NULL;
@@ -104,7 +133,7 @@ static void *own(void *argument)
 
 static bool is_owned(const struct guarded *guarded)
 {
-	return __atomic_load_n(&guarded->lock.owner, __ATOMIC_RELAXED) > XPS_LOCK_SHARED;
+	return __atomic_load_n(&guarded->lock.owner, __ATOMIC_RELAXED) != 0;
 }
 
 /* Most locks are taken from their owner while he uses them. */
@@ -130,10 +159,10 @@ static void test_nothing_is_lost_when_it_changes_hands(void)
 	for (int i = 0; i < LOCKS; i++) {
 		const struct guarded *guarded = &many.all[i];
 
-		CHECK(guarded->n == TIMES_EACH || guarded->n == TIMES_EACH + 1);
+		CHECK(guarded->n == ALL_TIMES || guarded->n == ALL_TIMES + 1);
 		CHECK_EQ(guarded->n, guarded->n_too);
 		CHECK(!guarded->differed);
-		n_taken -= (int)(guarded->n - TIMES_EACH);
+		n_taken -= (int)(guarded->n - ALL_TIMES);
 	}
 	CHECK_EQ(n_taken, 0);
 	free(many.all);
@@ -141,7 +170,8 @@ static void test_nothing_is_lost_when_it_changes_hands(void)
 
 int main(void)
 {
-	test_the_first_one_owns_it_until_another_one_comes();
+	test_who_takes_it_in_a_row_owns_it_until_another_one_comes();
+	test_only_one_ever_owns_it();
 	test_one_at_a_time();
 	test_nothing_is_lost_when_it_changes_hands();
 	return 0;
