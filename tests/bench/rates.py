@@ -12,6 +12,7 @@ from bench.network import Receiver
 from bench.session import Session, Step
 from bench.table import CPU_RATE
 
+JUMBO = "jumbo"
 JUMBO_PAYLOAD = 8192
 JUMBO_MTU = 9000
 #: What the generator within the kernel sends fits into a page.
@@ -111,10 +112,8 @@ def _highest(
         highest = network.highest_rate(running, search, session.results.figure(name))
     session.keep(receiver, *highest.trials)
     session.results.add(name, highest.pps)
-    if (
-        case == "jumbo"
-    ):  # with the sender as the limit, this tells how far the receiver is from its own
-        session.results.add(name.replace("/pps", "/cpu_ns"), highest.trials[-1].cpu_ns)
+    if case == JUMBO:
+        _add_jumbo_costs(session, receiver, highest)
     if running.buffer_size:
         session.results.note(f"{receiver}: socket buffer of {running.buffer_size / 2**20:.1f} MiB")
     if highest.sender_limited:
@@ -122,6 +121,21 @@ def _highest(
 
 
 # ---- 8 KiB packets ------------------------------------------------------------------------------
+
+
+def _add_jumbo_costs(session: Session, receiver: Receiver, highest: network.Highest) -> None:
+    """Add what tells, where the sender is the limit, how far the receiver is from its own.
+
+    The receiver's CPU time per packet; and the rate at which two cores would have no time left if
+    they shared everything without loss: what the sender's core does, which is all that it can, and
+    what the receiver does. A receiver that costs as much can be no faster.
+    """
+    cpu_ns = highest.trials[-1].cpu_ns
+    subject = f"{receiver.transport}/{JUMBO}"
+    session.results.add(f"{subject}/{receiver.library}/cpu_ns", cpu_ns)
+    if highest.sender_limited:
+        shared = 2e9 / (1e9 / highest.pps + cpu_ns)
+        session.results.add(f"{subject}-shared/{receiver.library}/pps", shared)
 
 
 def measure_jumbo(session: Session) -> None:
@@ -136,6 +150,6 @@ def measure_jumbo(session: Session) -> None:
 
         def steps() -> Iterator[Step]:
             for receiver in receivers(session, {"xdp"}):
-                yield functools.partial(_highest, session, bench, receiver, "jumbo", search)
+                yield functools.partial(_highest, session, bench, receiver, JUMBO, search)
 
         session.rounds("jumbo", steps, session.plan.runs)

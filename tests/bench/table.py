@@ -99,6 +99,11 @@ def _network_rows() -> Iterator[Row]:
         (Against(f"{PEER}'s UDP", (f"udp/jumbo/{PEER}/pps",), at_least=2),),
     )
     yield Row(
+        "the same, if both cores shared all the work without loss",
+        f"xdp/jumbo-shared/{OURS}/pps",
+        (Against(f"{PEER}'s UDP", (f"udp/jumbo/{PEER}/pps",)),),
+    )
+    yield Row(
         "the same: CPU time per packet at that rate",
         f"xdp/jumbo/{OURS}/cpu_ns",
         (Against(f"{PEER}'s UDP", (f"udp/jumbo/{PEER}/cpu_ns",)),),
