@@ -13,8 +13,10 @@ from ._threads import ThreadPool
 class MemoryAllocator:
     """The C library's allocator, and the base class of all others.
 
-    Payloads of 16 KiB and more that were freed last are kept for others of the same size, up to
-    8 MiB for each allocator: else the kernel would make and clear new pages for every heap.
+    Payloads that were freed last are kept for others of the same size, for the four sizes that were
+    used last, up to 8 MiB for each allocator: else the kernel would make and clear new pages for
+    every large heap, and the C library would have two threads in each other's way for every small
+    one. What was not needed for long goes.
     """
 
     _core: _core.Allocator
