@@ -63,6 +63,15 @@ static uint8_t *payload_of(struct xps_block *block)
 	return (uint8_t *)(block + 1);
 }
 
+/* Under the lock of those who take: `block`, if there is one, goes out of what is kept. */
+static void count_kept(struct xps_allocator *allocator, const struct xps_block *block, bool *counted)
+{
+	if (!block || !counted)
+		return;
+	allocator->n_kept_out++;
+	*counted = true;
+}
+
 struct xps_allocator *xps_allocator_ref(struct xps_allocator *allocator)
 {
 	__atomic_add_fetch(&allocator->references, 1, __ATOMIC_RELAXED);
@@ -355,10 +364,7 @@ static struct xps_block *plain_take(struct xps_allocator *allocator, uint64_t si
 		index = (uint16_t)(shelf - plain->shelves);
 		block = take_kept(plain, shelf, &gone);
 	}
-	if (block && counted) {
-		allocator->n_kept_out++;
-		*counted = true;
-	}
+	count_kept(allocator, block, counted);
 	xps_biased_unlock(&plain->lock, owned);
 	free_blocks(gone);
 	if (!block)
@@ -462,8 +468,8 @@ struct memory_pool {
 
 	bool warn_on_empty; /* atomic */
 
-	struct xps_biased_lock lock
-		__attribute__((aligned(XPS_CACHE_LINE))); /* guards the stock's taking side, n_kept_out and: */
+	/* Guards the stock's taking side, n_kept_out and all below. */
+	struct xps_biased_lock lock __attribute__((aligned(XPS_CACHE_LINE)));
 	bool refilling;
 };
 
@@ -523,10 +529,7 @@ static struct xps_block *pool_take(struct xps_allocator *allocator, uint64_t siz
 
 	owned = xps_biased_lock(&pool->lock);
 	block = xps_stock_take(&pool->stock);
-	if (block && counted) {
-		allocator->n_kept_out++;
-		*counted = true;
-	}
+	count_kept(allocator, block, counted);
 	warn = !block && __atomic_load_n(&pool->warn_on_empty, __ATOMIC_RELAXED);
 	start_refill = pool->loop && !pool->refilling && xps_stock_size(&pool->stock) < pool->low_water;
 	if (start_refill)
