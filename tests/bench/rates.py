@@ -104,7 +104,7 @@ def _highest(
     receiver: Receiver,
     case: str = "highest",
     search: network.Search | None = None,
-) -> None:
+) -> network.Highest:
     search = search or session.plan.search
     name = f"{receiver.transport}/{case}{'-tuned' * receiver.tuned}/{receiver.library}/pps"
     with bench.receiver(receiver) as running:
@@ -112,24 +112,26 @@ def _highest(
         highest = network.highest_rate(running, search, session.results.figure(name))
     session.keep(receiver, *highest.trials)
     session.results.add(name, highest.pps)
-    if case == JUMBO:
-        _add_jumbo_costs(session, receiver, highest)
     if running.buffer_size:
         session.results.note(f"{receiver}: socket buffer of {running.buffer_size / 2**20:.1f} MiB")
     if highest.sender_limited:
         session.results.note(f"{receiver}: the sender, not the receiver, limited a {case} rate")
+    return highest
 
 
 # ---- 8 KiB packets ------------------------------------------------------------------------------
 
 
-def _add_jumbo_costs(session: Session, receiver: Receiver, highest: network.Highest) -> None:
-    """Add what tells, where the sender is the limit, how far the receiver is from its own.
+def _jumbo(
+    session: Session, bench: network.Bench, receiver: Receiver, search: network.Search
+) -> None:
+    """Measure the highest rate, and how far from its own limit the receiver is at the sender's.
 
-    The receiver's CPU time per packet; and the rate at which two cores would have no time left if
-    they shared everything without loss: what the sender's core does, which is all that it can, and
-    what the receiver does. A receiver that costs as much can be no faster.
+    That is told by the receiver's CPU time per packet; and by the rate at which two cores would
+    have no time left if they shared everything without loss: what the sender's core does, which is
+    all that it can, and what the receiver does. A receiver that costs as much can be no faster.
     """
+    highest = _highest(session, bench, receiver, JUMBO, search)
     cpu_ns = highest.trials[-1].cpu_ns
     subject = f"{receiver.transport}/{JUMBO}"
     session.results.add(f"{subject}/{receiver.library}/cpu_ns", cpu_ns)
@@ -150,6 +152,6 @@ def measure_jumbo(session: Session) -> None:
 
         def steps() -> Iterator[Step]:
             for receiver in receivers(session, {"xdp"}):
-                yield functools.partial(_highest, session, bench, receiver, JUMBO, search)
+                yield functools.partial(_jumbo, session, bench, receiver, search)
 
         session.rounds("jumbo", steps, session.plan.runs)
