@@ -85,6 +85,23 @@ def next_names(fed: Fed, merged: Any, n: int) -> list[tuple[int, int]]:
     return fed.names(next(merged) for _ in range(n))
 
 
+def feed_at_random(fed: Fed, n: int) -> dict[int, list[int]]:
+    """Send `n` heaps in another thread, and the end; return which each stream has."""
+    rng = random.Random(3)
+    choice = [rng.randrange(len(fed.streams)) for _ in range(n)]
+    pauses = [rng.random() < 0.02 for _ in range(n)]
+
+    def feed() -> None:
+        for cnt, (i, pause) in enumerate(zip(choice, pauses, strict=True)):
+            fed.send(i, cnt)
+            if pause:
+                time.sleep(0.001)  # who takes them may fall asleep; no promise hangs on it
+        fed.end()
+
+    in_thread(feed)
+    return by_stream(list(zip(choice, range(n), strict=True)))
+
+
 # what comes
 
 
@@ -93,15 +110,7 @@ def test_every_heap_comes_once_with_its_stream_and_each_stream_in_order():
     merged = fed.merge()
     got: list[tuple[int, int]] = []
     reader = in_thread(lambda: got.extend(fed.names(merged)))
-    rng = random.Random(1)
-    sent: dict[int, list[int]] = {i: [] for i in range(7)}
-    for cnt in range(3000):
-        i = rng.randrange(7)
-        sent[i].append(cnt)
-        fed.send(i, cnt)
-        if rng.random() < 0.01:
-            time.sleep(0.001)  # the reader may fall asleep; no promise hangs on it
-    fed.end()
+    sent = feed_at_random(fed, 3000)
     reader.join(DEADLINE)
     assert by_stream(got) == sent
 
@@ -483,23 +492,6 @@ async def waiting_tasks(merged: Any, n: int) -> list[asyncio.Task[Any]]:
     await turns()
     assert not any(task.done() for task in tasks)
     return tasks
-
-
-def feed_at_random(fed: Fed, n: int) -> dict[int, list[int]]:
-    """Send `n` heaps in another thread, and the end; return which each stream has."""
-    rng = random.Random(3)
-    choice = [rng.randrange(len(fed.streams)) for _ in range(n)]
-    pauses = [rng.random() < 0.02 for _ in range(n)]
-
-    def feed() -> None:
-        for cnt, (i, pause) in enumerate(zip(choice, pauses, strict=True)):
-            fed.send(i, cnt)
-            if pause:
-                time.sleep(0.001)  # the tasks may wait; no promise hangs on it
-        fed.end()
-
-    in_thread(feed)
-    return by_stream(list(zip(choice, range(n), strict=True)))
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])

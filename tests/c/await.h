@@ -84,3 +84,17 @@ static inline void *join(pthread_t thread)
 	CHECK_EQ(pthread_timedjoin_np(thread, &result, &end), 0);
 	return result;
 }
+
+enum { MOST_TOGETHER = 16 };
+
+/* Have `n` threads do the same, until all have. */
+static inline void run_together(int n, void *(*run)(void *), void *argument)
+{
+	pthread_t threads[MOST_TOGETHER];
+
+	CHECK(n <= MOST_TOGETHER);
+	for (int i = 0; i < n; i++)
+		threads[i] = start(run, argument);
+	for (int i = 0; i < n; i++)
+		join(threads[i]);
+}

@@ -97,12 +97,8 @@ static void test_only_one_ever_owns_it(void)
 static void test_one_at_a_time(void)
 {
 	struct guarded guarded = { 0 };
-	pthread_t threads[THREADS];
 
-	for (int i = 0; i < THREADS; i++)
-		threads[i] = start(count, &guarded);
-	for (int i = 0; i < THREADS; i++)
-		join(threads[i]);
+	run_together(THREADS, count, &guarded);
 	CHECK_EQ(guarded.n, (uint64_t)THREADS * TIMES);
 	CHECK(!guarded.differed);
 }

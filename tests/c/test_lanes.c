@@ -838,7 +838,7 @@ static void test_stop_while_lanes_end_returns_and_accounts_for_every_heap_and_pa
 		const struct xps_stream_config config = config_of(1 + (uint64_t)round % 9);
 		struct xps_stream *stream = new_stream(pool, &config, LANES);
 		struct popped popped = { .stream = stream };
-		pthread_t user = start(pop_until_end, &popped), stoppers[STOPPERS];
+		pthread_t user = start(pop_until_end, &popped);
 		uint64_t stats[XPS_N_STATS], packets = 0;
 		struct feed *feeds[LANES];
 
@@ -850,10 +850,7 @@ static void test_stop_while_lanes_end_returns_and_accounts_for_every_heap_and_pa
 			open_feed(feeds[i]);
 		if (round % 3)
 			AWAIT(closed(feeds[round % LANES]));
-		for (int i = 0; i < STOPPERS; i++)
-			stoppers[i] = start(stop, stream);
-		for (int i = 0; i < STOPPERS; i++)
-			join(stoppers[i]);
+		run_together(STOPPERS, stop, stream);
 		join(user);
 		for (int i = 0; i < LANES; i++) {
 			CHECK(closed(feeds[i]));

@@ -287,13 +287,10 @@ static void *listen_until_closed(void *log)
 static void test_no_event_of_several_threads_is_lost(void)
 {
 	struct xps_log *log = xps_log_new();
-	pthread_t listener = start(listen_until_closed, log), talkers[TALKERS];
+	pthread_t listener = start(listen_until_closed, log);
 	uint64_t *events, expected = 0;
 
-	for (int i = 0; i < TALKERS; i++)
-		talkers[i] = start(talk, log);
-	for (int i = 0; i < TALKERS; i++)
-		join(talkers[i]);
+	run_together(TALKERS, talk, log);
 	for (uint64_t i = 0; i < EACH; i++)
 		expected += TALKERS * (1 + i % 3);
 	xps_log_close(log);

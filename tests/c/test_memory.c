@@ -604,12 +604,8 @@ static void test_threads_share_a_pool_that_is_being_refilled(void)
 {
 	struct xps_pool *threads = new_threads();
 	struct xps_allocator *pool = new_pool(threads, 12, 8, 4);
-	pthread_t users[3];
 
-	for (int i = 0; i < 3; i++)
-		users[i] = start(churn, pool);
-	for (int i = 0; i < 3; i++)
-		join(users[i]);
+	run_together(3, churn, pool);
 	settle(threads);
 	CHECK(xps_memory_pool_n_free(pool) <= 12);
 	CHECK(xps_memory_pool_n_free(pool) >= 4);

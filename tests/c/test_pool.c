@@ -326,12 +326,8 @@ static void test_task_posted_after_the_end_is_not_run(void)
 static void test_pool_is_stopped_by_several_threads_at_once(void)
 {
 	struct xps_pool *pool = new_pool(3);
-	pthread_t stoppers[3];
 
-	for (int i = 0; i < 3; i++)
-		stoppers[i] = start(stop_pool, pool);
-	for (int i = 0; i < 3; i++)
-		join(stoppers[i]);
+	run_together(3, stop_pool, pool);
 	xps_pool_free(pool);
 }
 

@@ -35,12 +35,8 @@ static void *count(void *argument)
 static void test_one_at_a_time(void)
 {
 	struct shared shared = { 0 };
-	pthread_t threads[THREADS];
 
-	for (int i = 0; i < THREADS; i++)
-		threads[i] = start(count, &shared);
-	for (int i = 0; i < THREADS; i++)
-		join(threads[i]);
+	run_together(THREADS, count, &shared);
 	CHECK_EQ(shared.n, (uint64_t)THREADS * ROUNDS);
 	CHECK(!shared.differed);
 }
